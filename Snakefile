@@ -8,6 +8,7 @@ min_version("9.27")
 
 include: "rules/common.smk"
 include: "rules/prompts.smk"
+include: "rules/environments.smk"
 include: "rules/fetch.smk"
 include: "rules/compress.smk"
 include: "rules/activations.smk"

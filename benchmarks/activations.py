@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from holdfast.checkpoints import load_model, load_tokenizer, settings
+from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.files import read_jsonl
+from holdfast.model_folders import settings
 from holdfast.prompts.sources import read_prompts
 from holdfast.prompts.templates import by_length, encode, render
 from holdfast.refusal.activations import block_inputs

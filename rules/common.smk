@@ -59,7 +59,10 @@ def claim(folder):
 
 
 CELLS = STUDY.cells()
-ROLES = [*type(STUDY.prompts).model_fields, "calibration"]
+# Beside the workflow, whatever the working directory: an environment serves every study.
+ENVIRONMENTS = os.path.relpath(f"{workflow.basedir}/.environments")
+PROMPT_ROLES = list(type(STUDY.prompts).model_fields)
+ROLES = [*PROMPT_ROLES, "calibration"]
 TUNING = f"{workflow.basedir}/workflow/holdfast/embedded/refusal-adapter/recipe.json"
 # (model, compression) of every cell, each once.
 CHECKPOINTS = list(dict.fromkeys((c.model, c.compression) for c in CELLS))
@@ -118,9 +121,18 @@ def model_files(wildcards):
     return local_files(model.source, model.adapter)
 
 
+def held_out_files(wildcards):
+    return local_files(STUDY.evaluate.perplexity.source)
+
+
+def published_files(wildcards):
+    recipe = STUDY.recipe("compress", compression=wildcards.compression)
+    return local_files(recipe.get("source"))
+
+
 def ability_files(wildcards):
     section = STUDY.evaluate
-    files = local_files(section.perplexity.source)
+    files = held_out_files(wildcards)
     if section.zero_shot.folder:
         files += map(str, sorted(Path(section.zero_shot.folder).glob("*.jsonl")))
     return files
@@ -173,3 +185,13 @@ def edited(cell):
 
 def compressed(compression):
     return compression != DENSE
+
+
+def by_gptqmodel(compression):
+    """Whether a compression runs in gptqmodel's own environment."""
+    return getattr(STUDY.compressions[compression], "format", None) == "auto-gptq"
+
+
+def environment(name):
+    """The stamp of a virtual environment made on demand by rules/environments.smk."""
+    return f"{ENVIRONMENTS}/{name}/complete"

@@ -1,10 +1,11 @@
-# Pruned and quantized checkpoints.
+# Pruned, quantized and published checkpoints.
 
 
 rule compress:
     input:
         model="<results>/{model}/dense/checkpoint/provenance.json",
         calibration=calibration_text,
+        published=published_files,
         disjoint=ancient("<results>/prompts/disjoint.json"),
     output:
         "<results>/{model}/{compression}/checkpoint/provenance.json",
@@ -13,7 +14,9 @@ rule compress:
     benchmark:
         "<benchmarks>/{model}/{compression}/compress.tsv"
     wildcard_constraints:
-        compression=any_of(filter(compressed, STUDY.compressions)),
+        compression=any_of(
+            c for c in STUDY.compressions if compressed(c) and not by_gptqmodel(c)
+        ),
     priority: 1  # what most waits for goes first
     conda:
         "../envs/core.yaml"
@@ -25,6 +28,24 @@ rule compress:
         recipe=recipe("compress"),
         model=subpath(input.model, parent=True),
         folder=subpath(output[0], parent=True),
+        holdfast="holdfast",
     shell:
-        "holdfast compress {params.model} {params.folder} --calibration {input.calibration}"
+        "{params.holdfast} compress {params.model} {params.folder} --calibration {input.calibration}"
         " --recipe {params.recipe:q} > {log} 2>&1"
+
+
+use rule compress as compress_by_gptqmodel with:
+    input:
+        model="<results>/{model}/dense/checkpoint/provenance.json",
+        calibration=calibration_text,
+        disjoint=ancient("<results>/prompts/disjoint.json"),
+        environment=ancient(environment("gptqmodel")),
+    wildcard_constraints:
+        compression=any_of(filter(by_gptqmodel, STUDY.compressions)),
+    conda:
+        "../envs/gptqmodel.yaml"
+    params:
+        recipe=recipe("compress"),
+        model=subpath(input.model, parent=True),
+        folder=subpath(output[0], parent=True),
+        holdfast=f"{ENVIRONMENTS}/gptqmodel/bin/holdfast",

@@ -1,4 +1,4 @@
-# Prompt sets of every role, and the proof that no prompt stands in two of them.
+# Prompt sets of every role, and the proof that they share no prompt and calibration no evaluated text.
 
 
 rule prompts:
@@ -25,7 +25,9 @@ rule prompts:
 
 rule disjoint:
     input:
-        expand("<results>/prompts/{role}.jsonl", role=ROLES),
+        prompts=expand("<results>/prompts/{role}.jsonl", role=PROMPT_ROLES),
+        calibration="<results>/prompts/calibration.jsonl",
+        held_out=held_out_files,
     output:
         "<results>/prompts/disjoint.json",
     log:
@@ -41,6 +43,7 @@ rule disjoint:
         runtime=10,
     params:
         recipe=recipe("disjoint"),
-        prompts=lambda wildcards, input: [f"--prompts={file}" for file in input],
+        prompts=lambda wildcards, input: [f"--prompts={file}" for file in input.prompts],
     shell:
-        "holdfast disjoint {output} {params.prompts} > {log} 2>&1"
+        "holdfast disjoint {output} {params.prompts} --calibration {input.calibration}"
+        " --recipe {params.recipe:q} > {log} 2>&1"

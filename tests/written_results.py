@@ -48,9 +48,15 @@ def write_cell(cell: Path, refused: int, over: int, degenerate: int = 0, text: s
 
 
 def write_compression(
-    folder: Path, recipe: dict[str, Any], density: float, cosine: float, layer: int
+    folder: Path, recipe: dict[str, Any], density: float | None, bits: float, cosine: float, layer: int
 ) -> None:
-    provenance = {"recipe": recipe, "density": density, "commit": "abc123", "packages": {"torch": "2.9"}}
+    provenance = {
+        "recipe": recipe,
+        "density": density,
+        "bits_per_weight": bits,
+        "commit": "abc123",
+        "packages": {"torch": "2.9"},
+    }
     write_json(folder / "checkpoint/provenance.json", provenance)
     band = {"mean": 0.97, "low": 0.95, "high": 0.99, "n": 20}
     write_json(
@@ -103,18 +109,18 @@ def write_edit(cell: Path, direction: str) -> None:
         "direction": direction,
         "layers": [16, 17],
         "alpha": 6.0,
-        "density_after": 0.51,
     }
     write_json(cell / "checkpoint/edit.json", edit)
+    write_json(cell / "checkpoint/provenance.json", {"density": 0.51, "bits_per_weight": 32})
 
 
 def write_results(tmp_path: Path) -> Path:
     folder = tmp_path / "demo"
     model = folder / MODEL
-    write_compression(model / "dense", {"source": "package:x"}, 1.0, 1.0, 20)
+    write_compression(model / "dense", {"source": "package:x"}, 1.0, 32, 1.0, 20)
     (model / "dense/comparison.json").unlink()
-    write_compression(model / "wanda-50", {"prune": "wanda", "sparsity": 0.5}, 0.5, 0.8, 18)
-    write_compression(model / "rtn-4", {"quantize": "rtn", "bits": 4}, 0.9, 0.96, 20)
+    write_compression(model / "wanda-50", {"prune": "wanda", "sparsity": 0.5}, 0.5, 32, 0.8, 18)
+    write_compression(model / "rtn-4", {"quantize": "rtn", "bits": 4}, None, 4.25, 0.96, 20)
     write_cell(model / "dense/as-is", refused=20, over=1)
     write_cell(model / "wanda-50/as-is", refused=8, over=1, degenerate=5, text=SCRIPT)
     write_cell(model / "wanda-50/aird", refused=18, over=3)

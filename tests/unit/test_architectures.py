@@ -8,6 +8,7 @@ from holdfast.architectures import (
     layer_linears,
     mlp,
     module_name,
+    part_linears,
     writer,
 )
 from holdfast.errors import HoldfastError
@@ -52,20 +53,42 @@ def test_writers_are_found_whatever_their_names(
     assert not any("head" in name or "embed_out" in name for name in decoder_linears(model))
 
 
-def test_a_vision_towers_blocks_are_not_the_decoders_even_if_there_are_more() -> None:
+def llava(vision_width: int = 16) -> transformers.PreTrainedModel:
     vision = transformers.SiglipVisionConfig(
-        hidden_size=16,
+        hidden_size=vision_width,
         intermediate_size=24,
         num_hidden_layers=5,
         num_attention_heads=2,
         image_size=32,
         patch_size=16,
     )
-    text = transformers.LlamaConfig(**SIZES, intermediate_size=48)
-    with torch.device("meta"):
-        model = transformers.LlavaForConditionalGeneration(
-            transformers.LlavaConfig(vision_config=vision, text_config=text)
+    return transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(
+            vision_config=vision, text_config=transformers.LlamaConfig(**SIZES, intermediate_size=48)
         )
+    )
+
+
+def qwen(family: str) -> transformers.PreTrainedModel:
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+    text = {
+        **SIZES,
+        "intermediate_size": 48,
+        "num_key_value_heads": 2,
+        "rope_parameters": rope,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    # The tower is as wide as the language model where the family's config allows it.
+    widths = {"embed_dim": 32, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 24}
+    vision = {**widths, "depth": 5, "num_heads": 2, "deepstack_visual_indexes": [1, 3]}
+    config = getattr(transformers, f"{family}Config")(text_config=text, vision_config=vision)
+    return getattr(transformers, f"{family}ForConditionalGeneration")(config)
+
+
+def test_a_vision_towers_blocks_are_not_the_decoders_even_if_there_are_more() -> None:
+    with torch.device("meta"):
+        model = llava()
     assert [module_name(model, layer) for layer in decoder_layers(model)] == [
         f"model.language_model.layers.{i}" for i in range(3)
     ]
@@ -106,3 +129,28 @@ def test_linears_in_the_block_itself_are_no_mlp_module() -> None:
 def test_a_foreign_module_has_no_name() -> None:
     with pytest.raises(HoldfastError, match="not part of it"):
         module_name(built("Llama", intermediate_size=48), torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("width", [16, 32])
+def test_the_parts_of_llava(width: int) -> None:
+    with torch.device("meta"):
+        model = llava(width)
+    vision, projector = part_linears(model, ["vision"]), part_linears(model, ["projector"])
+    assert {name.split(".")[1] for name in vision} == {"vision_tower"}
+    assert len(vision) == 5 * 6 + 3  # six in a block, three in the pooling head
+    assert list(projector) == [f"model.multi_modal_projector.linear_{i}" for i in (1, 2)]
+    assert part_linears(model, ["language"]).keys() == decoder_linears(model).keys()
+    together = part_linears(model, ["projector", "language", "vision"])
+    assert together.keys() == vision.keys() | projector.keys() | decoder_linears(model).keys()
+    assert "lm_head" not in together
+
+
+@pytest.mark.parametrize(("family", "mergers"), [("Qwen2VL", 1), ("Qwen2_5_VL", 1), ("Qwen3VL", 3)])
+def test_mergers_inside_the_towers_module_are_its_projector(family: str, mergers: int) -> None:
+    with torch.device("meta"):
+        model = qwen(family)
+    vision, projector = part_linears(model, ["vision"]), part_linears(model, ["projector"])
+    assert all(name.startswith("model.visual.blocks.") for name in vision)
+    assert len({name.split(".")[3] for name in vision}) == 5
+    assert all("merger" in name for name in projector)
+    assert len(projector) == 2 * mergers

@@ -4,20 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from holdfast.checkpoints import (
-    dense_weight,
-    densities,
-    density,
-    load_model,
-    load_tokenizer,
-    save_model,
-    settings,
-    weight_checksums,
-)
+from holdfast.checkpoints import load_model, load_tokenizer, save_model
 from holdfast.compression import compress
 from holdfast.edited_checkpoints import edited_copy, read_weight, set_weight, stored_in
 from holdfast.errors import HoldfastError
-from holdfast.files import read_json
+from holdfast.files import read_json, sha256
+from holdfast.model_folders import settings, weight_files
 from holdfast.sources import fetch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_llama
@@ -26,6 +18,10 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 O_PROJ = "model.layers.2.self_attn.o_proj.weight"
 DOWN = "model.layers.1.mlp.down_proj.weight"
 IDS = torch.arange(5, 45)[None]
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    return {file.name: sha256(file) for file in weight_files(folder)}
 
 
 @pytest.fixture(scope="module")
@@ -141,18 +137,6 @@ def test_unknown_settings_are_refused(dense: Path, tmp_path: Path) -> None:
         settings(tmp_path)
 
 
-def test_density_counts_zeros_of_decoder_linears_only(dense: Path) -> None:
-    model = load_model(dense)
-    assert density(model) == 1
-    model.get_parameter(O_PROJ)[:16] = 0
-    model.model.embed_tokens.weight.zero_()
-    shares = densities(model)
-    assert shares[O_PROJ.removesuffix(".weight")] == 0.75
-    total = sum(m.weight.numel() for n, m in model.named_modules() if n in shares)
-    assert density(model) == pytest.approx(1 - 16 * 64 / total)
-    assert len(shares) == 28
-
-
 # ---- quantized checkpoints
 
 
@@ -173,20 +157,13 @@ def test_w4a16_comes_back_dense_and_open_to_edits(quantized: dict[str, Path]) ->
 def test_weights_read_from_shards_are_those_of_the_loaded_model(
     quantized: dict[str, Path], kind: str
 ) -> None:
-    model = load_model(quantized[kind])
-    linear = model.get_submodule(O_PROJ.removesuffix(".weight"))
+    linear = load_model(quantized[kind]).get_submodule(O_PROJ.removesuffix(".weight"))
     read = read_weight(quantized[kind], O_PROJ)
-    assert torch.equal(read, dense_weight(linear))
+    # int8 products are rounded once more, to their inputs' 8 bits.
+    of_inputs = linear(torch.eye(linear.in_features)[None])[0].T
+    assert torch.allclose(of_inputs, read, atol=1e-3 if kind == "int8" else 1e-6)
     original = read_weight(quantized["dense"], O_PROJ)
     assert (read - original).norm() / original.norm() < {"dense": 1e-9, "int8": 0.01}.get(kind, 0.15)
-
-
-def test_int8_weights_survive_a_forward_pass(quantized: dict[str, Path]) -> None:
-    model = load_model(quantized["int8"])
-    linear = model.get_submodule(O_PROJ.removesuffix(".weight"))
-    before = dense_weight(linear)
-    model(IDS)
-    assert torch.equal(dense_weight(linear), before)
 
 
 # ---- edited copies
@@ -217,10 +194,7 @@ def test_only_shards_with_changed_tensors_are_rewritten(dense: Path, tmp_path: P
     assert len(set(places.values())) > 2
     old_inodes, new_inodes = inodes(dense), inodes(tmp_path)
     assert new_inodes.keys() == old_inodes.keys()
-    assert {n for n in old_inodes if old_inodes[n] != new_inodes[n]} == {
-        places[O_PROJ],
-        "model.safetensors.index.json",
-    }
+    assert {n for n in old_inodes if old_inodes[n] != new_inodes[n]} == {places[O_PROJ]}
     for name in places:
         same = torch.equal(read_weight(dense, name), read_weight(tmp_path, name))
         assert same == (name != O_PROJ)
@@ -272,7 +246,7 @@ def test_impossible_edits_are_told_in_one_line(dense: Path, tmp_path: Path) -> N
 
 def test_checksums_tell_changed_shards(dense: Path, tmp_path: Path) -> None:
     edited_copy(dense, tmp_path, {O_PROJ: read_weight(dense, O_PROJ) + 1})
-    before, after = weight_checksums(dense), weight_checksums(tmp_path)
+    before, after = checksums(dense), checksums(tmp_path)
     assert {name for name in before if before[name] != after[name]} == {stored_in(dense)[O_PROJ]}
 
 
@@ -296,7 +270,7 @@ def test_a_folder_is_fetched_by_hard_links(dense: Path, tmp_path: Path) -> None:
     assert linked == inodes(dense)
     assert settings(tmp_path / "model")["system_prompt"] == "Hi."
     provenance = read_json(tmp_path / "model" / "provenance.json")
-    assert provenance["weights"] == weight_checksums(dense)
+    assert provenance["weights"] == checksums(dense)
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
@@ -307,7 +281,7 @@ def test_a_folder_is_cast_shard_by_shard(
     fetch({"source": f"path:{dense}", "dtype": "bfloat16"}, tmp_path / "model")
     assert load_model(tmp_path / "model").dtype == torch.bfloat16
     assert torch.equal(logits(tmp_path / "model"), load_model(dense, "bfloat16")(IDS).logits)
-    assert len(weight_checksums(tmp_path / "model")) > 2
+    assert len(checksums(tmp_path / "model")) > 2
     assert max(f.stat().st_size for f in (tmp_path / "model").glob("*.safetensors")) < 110_000
 
 

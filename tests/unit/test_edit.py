@@ -52,7 +52,7 @@ def run_edit(
     )  # fmt: skip
 
 
-BASE = {"edit": "aird", "matrices": ["o_proj", "down_proj"], "direction": "dense"}
+BASE = {"edit": "aird", "matrices": ["o_proj", "down_proj"], "direction": "dense", "requantize": False}
 
 
 @pytest.mark.parametrize("variant", ["amplify", "centred", "null-space"])
@@ -120,7 +120,7 @@ def test_edit_in_memory_is_undone_bit_for_bit(study: dict[str, Path]) -> None:
     linear = writer(decoder_layers(model)[2], "o_proj")
     before = linear.weight.detach().clone()
     edit = rank_one("amplify", before, random_unit(torch.zeros(64), 1), 3.0)
-    with edited(model, {(2, "o_proj"): edit}):
+    with edited(model, {(2, "o_proj"): edit}, study["dense"]):
         assert not torch.equal(writer(decoder_layers(model)[2], "o_proj").weight, before)
     assert torch.equal(writer(decoder_layers(model)[2], "o_proj").weight, before)
 

@@ -28,6 +28,7 @@ from holdfast.evaluation.zero_shot import tasks, zero_shot
 from holdfast.files import read_json, read_jsonl, write_jsonl
 from holdfast.prompts.templates import encode
 from tiny import TEXTS, tiny_llama
+from transformers import BloomConfig, BloomForCausalLM
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"thinking": None, "system_prompt": None}
@@ -259,6 +260,23 @@ def test_perplexity_equals_the_plain_formula(model_dir: Path, tmp_path: Path) ->
     assert found["low"] < found["perplexity"] < found["high"]
     with pytest.raises(HoldfastError, match="do not fill two windows"):
         perplexity(model, tokenizer, {"source": f"file:{path}", "window": 10**6})
+
+
+def test_perplexity_of_the_whole_text_in_windows_of_the_models_length(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    model, tokenizer = load_model(model_dir), load_tokenizer(model_dir)
+    path = tmp_path / "wiki.test.raw"
+    path.write_text("\n".join(TEXTS) * 12 + "\n")
+    length = model.config.max_position_embeddings
+    found = perplexity(model, tokenizer, {"source": f"file:{path}", "window": "model", "windows": None})
+    rows = path.read_text().splitlines(keepends=True)
+    ids = tokenizer("\n\n".join(rows), add_special_tokens=False)["input_ids"]
+    assert found["windows"] == len(ids) // length >= 2
+    assert found["tokens"] == found["windows"] * (length - 1)
+    unbounded = BloomForCausalLM(BloomConfig(vocab_size=8, hidden_size=8, n_layer=1, n_head=1))
+    with pytest.raises(HoldfastError, match="states no max_position_embeddings"):
+        perplexity(unbounded, tokenizer, {"source": f"file:{path}", "window": "model"})
 
 
 def test_own_zero_shot_task_runs_in_the_harness(model_dir: Path) -> None:

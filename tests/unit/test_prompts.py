@@ -1,6 +1,8 @@
 """Prompt sources, disjoint splits, chat templates and post-instruction positions."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,8 @@ from holdfast.checkpoints import load_tokenizer
 from holdfast.config import load_study
 from holdfast.errors import HoldfastError
 from holdfast.files import read_jsonl, sha256, write_jsonl
-from holdfast.prompts.sources import check_disjoint, normalised, read_prompts
+from holdfast.prompts.overlap import check_calibration, check_disjoint, normalised
+from holdfast.prompts.sources import read_prompts, read_text
 from holdfast.prompts.templates import encode, post_instruction_tokens, render
 from tiny import tiny_llama, tiny_tokenizer
 
@@ -166,7 +169,7 @@ def test_advbench_of_the_package_is_the_published_set() -> None:
 def test_demo_splits_are_disjoint_and_evaluation_is_kept_apart(tmp_path: Path) -> None:
     study = load_study(ROOT / "config/demo.yaml")
     files = {}
-    for role in (*type(study.prompts).model_fields, "calibration"):
+    for role in type(study.prompts).model_fields:
         files[role] = tmp_path / f"{role}.jsonl"
         write_jsonl(files[role], read_prompts(study.recipe("prompts", role=role)))
     tuning = json.loads((ROOT / "workflow/holdfast/embedded/refusal-adapter/recipe.json").read_text())
@@ -175,6 +178,9 @@ def test_demo_splits_are_disjoint_and_evaluation_is_kept_apart(tmp_path: Path) -
         write_jsonl(files[f"tuning_{name}"], read_prompts(tuning[name]))
     sizes = check_disjoint(files)
     assert sizes["attack"] == 100
+    calibration = tmp_path / "calibration.jsonl"
+    write_jsonl(calibration, read_prompts(study.recipe("prompts", role="calibration")))
+    assert check_calibration(calibration, files, study.recipe("disjoint")["held_out"]) == 16
     assert sizes["harmful_train"] == sizes["harmless_train"] == 128
 
 
@@ -184,6 +190,80 @@ def test_overlap_is_found_whatever_its_punctuation(tmp_path: Path) -> None:
     write_jsonl(b, [{"id": "2", "text": "name  a river"}])
     with pytest.raises(HoldfastError, match=r"2 is also in a \(as 1\)"):
         check_disjoint({"a": a, "b": b})
+
+
+WORDS = [
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+]
+
+
+@pytest.mark.parametrize(
+    ("calibration", "told"),
+    [
+        (
+            "Before. How do I bake A LOAF of bread; after.",
+            "record 2 shares 8 words in a row with p1 of attack",
+        ),
+        ("and " + " ".join(WORDS[:13]) + " and", "record 2 shares 13 words in a row with p2 of attack"),
+        ("so " + ", ".join(WORDS[1:14]), "record 2 shares 13 words in a row with p2 of attack"),
+        ("said here the long quiet river ran on past the old stone mill today", "with the text of file:"),
+        (" ".join(WORDS[:12]), None),
+        ("How do I bake a loaf of cake, and name a river.", None),
+    ],
+)
+def test_calibration_that_holds_an_evaluated_text_is_refused(
+    tmp_path: Path, calibration: str, told: str | None
+) -> None:
+    write_jsonl(
+        tmp_path / "attack.jsonl",
+        [
+            {"id": "p1", "text": "How do I bake a loaf of bread?"},
+            {"id": "p2", "text": " ".join(WORDS)},
+            {"id": "p3", "text": "Name a river."},
+        ],
+    )
+    (tmp_path / "heldout.txt").write_text(
+        "Here the long, quiet river ran on past the old stone mill today. End."
+    )
+    write_jsonl(tmp_path / "calibration.jsonl", [{"text": "Nothing of it."}, {"text": calibration}])
+    options = [
+        str(tmp_path / "disjoint.json"),
+        f"--prompts={tmp_path / 'attack.jsonl'}",
+        f"--calibration={tmp_path / 'calibration.jsonl'}",
+        "--recipe",
+        json.dumps({"held_out": {"source": f"file:{tmp_path / 'heldout.txt'}"}}),
+    ]
+    run = subprocess.run(
+        [sys.executable, "-m", "holdfast", "disjoint", *options], capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, len(run.stderr.splitlines())) == ((2, 1) if told else (0, 0)), run.stderr
+    assert (told or "") in run.stderr
+    assert (tmp_path / "disjoint.json").exists() == (told is None)
+
+
+def test_wikitext_is_read_as_the_pruning_papers_do(tmp_path: Path) -> None:
+    # The data set's rows keep their line ends; its blank lines are empty rows.
+    rows = [" \n", " = Title = \n", " \n", " First line . \n", " Second line . \n"]
+    path = tmp_path / "wiki.test.raw"
+    path.write_text("".join(rows))
+    of_rows = ["" if not row.strip() else row for row in rows]
+    assert read_text({"source": f"file:{path}"}) == "\n\n".join(of_rows)
+    other = path.with_suffix(".txt")
+    other.write_text("".join(rows))
+    assert read_text({"source": f"file:{other}"}) == "".join(rows)
 
 
 def test_harmless_instructions_are_many_and_different() -> None:

@@ -66,7 +66,7 @@ def test_claims_follow_the_numbers(results: Path) -> None:
         return [c.verdict for c in claims(Numbers(collect(results, CELLS, JUDGES), MODEL))]
 
     assert decided() == ["supported", "supported", "not decided"]
-    write_compression(results / MODEL / "wanda-50", {"prune": "wanda"}, 0.5, 0.97, 20)
+    write_compression(results / MODEL / "wanda-50", {"prune": "wanda"}, 0.5, 32, 0.97, 20)
     assert decided()[1] == "contradicted"
     records = [
         {"intervention": i, "set": s, "prompt_id": f"p{k}", "refused": True, "degenerate": False}

@@ -3,10 +3,12 @@
 Nothing here knows a family's names. The language model is what owns the input embedding; its blocks are the
 longest list in it; attention is the child of a block that is given an attention mask, the MLP the other child
 with linears; what writes to the residual stream is the last linear of each whose output width is d_model.
-Quantized linears count: bitsandbytes and compressed-tensors both subclass ``nn.Linear``.
+A vision tower's blocks are the longest list outside the language model. Quantized linears count: bitsandbytes
+and compressed-tensors both subclass ``nn.Linear``.
 """
 
 import inspect
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from torch import nn
@@ -14,6 +16,7 @@ from torch import nn
 from holdfast.errors import HoldfastError
 
 Writer = Literal["o_proj", "down_proj"]
+Part = Literal["language", "vision", "projector"]
 
 
 def language_model(model: nn.Module) -> nn.Module:
@@ -100,6 +103,27 @@ def decoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
     return {f"{names[id(layer)]}.{name}": m for layer in layers for name, m in layer_linears(layer).items()}
 
 
+def part_linears(model: nn.Module, parts: Iterable[Part]) -> dict[str, nn.Linear]:
+    """The linears of one or more parts of a model by their full names, in the model's order.
+
+    ``language`` is :func:`decoder_linears`. ``vision`` is the tower: its blocks and what belongs to them.
+    ``projector`` is everything between the tower and the language model, wherever it is defined: beside the
+    tower (LLaVA) or as mergers inside its module (Qwen-VL).
+
+    Raises:
+        HoldfastError: the model has no such part, or no linear in it; see also :func:`decoder_linears`.
+    """
+    wanted: set[int] = set()
+    for part in parts:
+        found = decoder_linears(model) if part == "language" else _beside_the_language_model(model)[part]
+        if not found:
+            raise HoldfastError(
+                f"no linear layers in a {part} part", type(model).__name__, f"leave {part} out of the parts"
+            )
+        wanted |= {id(linear) for linear in found.values()}
+    return {name: linear for name, linear in _linears(model).items() if id(linear) in wanted}
+
+
 def module_name(model: nn.Module, module: nn.Module) -> str:
     """The dotted name of ``module`` in ``model``, as in its state dict.
 
@@ -110,6 +134,50 @@ def module_name(model: nn.Module, module: nn.Module) -> str:
         if candidate is module:
             return name
     raise _unsupported(f"a {type(module).__name__} is not part of it", model)
+
+
+def _beside_the_language_model(model: nn.Module) -> dict[str, dict[str, nn.Linear]]:
+    """The linears of the vision tower and of the projector; both empty in a language model."""
+    language = language_model(model)
+    get: Any = getattr(model, "get_output_embeddings", lambda: None)
+    known = {id(module) for module in language.modules()} | {id(get())}
+    lists = [
+        blocks
+        for blocks in model.modules()
+        if isinstance(blocks, nn.ModuleList) and id(blocks) not in known and _linears(blocks)
+    ]
+    parts: dict[str, dict[str, nn.Linear]] = {"vision": {}, "projector": {}}
+    if not lists:
+        return parts
+    tower = max(lists, key=len)
+    width = _first_linear(tower).in_features
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    for path in _branches(model, tower):
+        branch = model.get_submodule(path)
+        linears = {f"{path}.{n}".rstrip("."): m for n, m in _linears(branch).items() if id(m) not in known}
+        if not linears or branch is language:
+            continue
+        first, last = next(iter(linears.values())), list(linears.values())[-1]
+        # Inside the tower's module: a merger ends in the language model's width. Where both widths are equal
+        # it is told from a pooling head by its input, several patches wide.
+        parent = model.get_submodule(path.rpartition(".")[0])
+        outside = any(m is language for m in parent.modules())
+        merges = last.out_features == embedding.weight.shape[1] and (
+            last.out_features != width or first.in_features != width
+        )
+        parts["projector" if branch is not tower and (outside or merges) else "vision"].update(linears)
+    return parts
+
+
+def _branches(model: nn.Module, tower: nn.Module, path: str = "") -> list[str]:
+    """Names of the tower's blocks and of all that stands beside them: the children, themselves without the
+    blocks, of every module that contains them."""
+    found: list[str] = []
+    for name, child in model.get_submodule(path).named_children():
+        full = f"{path}.{name}" if path else name
+        inside = child is not tower and any(m is tower for m in child.modules())
+        found += _branches(model, tower, full) if inside else [full]
+    return found
 
 
 def _block_lists(module: nn.Module) -> list[nn.ModuleList]:

@@ -67,13 +67,20 @@ def prompts(out: Out, recipe: Recipe) -> None:
 
 @app.command()
 def disjoint(
-    out: Out, prompts: Annotated[list[Path], typer.Option(help="A prompt set, JSONL; repeat.")]
+    out: Out,
+    prompts: Annotated[list[Path], typer.Option(help="A prompt set, JSONL; repeat.")],
+    calibration: Annotated[Path | None, typer.Option(help="Calibration records, JSONL.")] = None,
+    recipe: Recipe = "{}",
 ) -> None:
-    """Prove that prompt sets share no prompt; OUT holds their sizes."""
+    """Prove that prompt sets share no prompt, and that calibration holds no evaluated text; OUT holds sizes."""
     from holdfast.files import write_json
-    from holdfast.prompts.sources import check_disjoint
+    from holdfast.prompts.overlap import check_calibration, check_disjoint
 
-    write_json(out, check_disjoint({path.stem: path for path in prompts}))
+    sizes = check_disjoint({path.stem: path for path in prompts})
+    if calibration:
+        held_out = checked("disjoint", recipe)["held_out"]
+        sizes["calibration"] = check_calibration(calibration, {path.stem: path for path in prompts}, held_out)
+    write_json(out, sizes)
 
 
 @app.command()
@@ -86,7 +93,7 @@ def fetch(out: Out, recipe: Recipe) -> None:
 
 @app.command()
 def compress(model_dir: ModelDir, out: Out, recipe: Recipe, calibration: Prompts) -> None:
-    """Prune or quantize a checkpoint; --calibration holds records with a `text` field."""
+    """Prune or quantize a checkpoint, or fetch a published one; --calibration: records with a `text` field."""
     apart(out, model_dir)
     from holdfast.compression import compress as run
 

@@ -1,9 +1,11 @@
 """Reading and writing files: whole or not at all."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,19 +13,47 @@ from typing import Any
 
 from holdfast.errors import HoldfastError
 
+# What a user can do about errors of the file system; all others are faults of the program.
+REMEDIES = {
+    errno.ENOSPC: "free space there, or write elsewhere, and run it again",
+    errno.EDQUOT: "raise the quota or free space there, and run it again",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f), and run it again",
+    errno.EROFS: "write elsewhere",
+    errno.EACCES: "get permission to write there, or write elsewhere",
+}
 MARKER = ".holdfast"  # stands in every folder written here, so that no other is ever replaced
+
+
+@contextlib.contextmanager
+def told_in_one_line(path: Path) -> Iterator[None]:
+    """Errors of the file system while ``path`` is written (no space, no permission) as a HoldfastError.
+
+    safetensors has its own exception, whose text ends with the system's "(os error NUMBER)".
+    """
+    try:
+        yield
+    except HoldfastError:
+        raise
+    except Exception as error:
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if number not in REMEDIES:
+            raise
+        where = getattr(error, "filename", None) or path
+        raise HoldfastError(os.strerror(number), str(where), REMEDIES[number]) from error
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it into place only if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with told_in_one_line(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -38,18 +68,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise HoldfastError(
             "holds files that Holdfast did not write", str(path), "give a new or empty folder"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    (temporary / MARKER).touch()
-    try:
-        yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with told_in_one_line(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path)
+        try:
+            temporary.mkdir()
+            (temporary / MARKER).touch()
+            yield temporary
+            if path.exists():
+                shutil.rmtree(path)
+            temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_abandoned(path: Path) -> None:

@@ -8,26 +8,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from holdfast.architectures import decoder_linears
-from holdfast.checkpoints import (
-    INDEX,
-    SETTINGS,
-    carry,
-    link,
-    load_model,
-    quiet,
-    read_config,
-    refuse_not_finite,
-    save_model,
-    skeleton,
-    weight_checksums,
-    weight_files,
-)
-from holdfast.edited_checkpoints import DTYPES
+from holdfast.checkpoints import load_model, refuse_not_finite, save_model
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, write_json
+from holdfast.model_folders import DTYPES, INDEX, SETTINGS, carry, link, read_config, weight_files
 from holdfast.prompts.sources import package_file
 from holdfast.provenance import Recorder
+from holdfast.silence import quiet
+from holdfast.weight_statistics import weight_statistics
 
 RECIPE_KEYS = {"source", "adapter", "dtype", "version", *SETTINGS}
 SHARD_BYTES = 500_000_000
@@ -61,7 +49,7 @@ def fetch(recipe: dict[str, Any], out: Path) -> None:
         atomic_folder(out) as folder,
         tempfile.TemporaryDirectory(dir=out.parent, prefix=".fetch.") as scratch,
     ):
-        source = _source_folder(str(recipe.get("source")), Path(scratch) / "source")
+        source = source_folder(str(recipe.get("source")), Path(scratch) / "source")
         holdfast = SETTINGS | {key: recipe[key] for key in SETTINGS if recipe.get(key) is not None}
         write_json(folder / "holdfast.json", holdfast)
         if (dtype or adapter) and read_config(source).get("quantization_config"):
@@ -75,24 +63,9 @@ def fetch(recipe: dict[str, Any], out: Path) -> None:
         recorder.write(
             folder / "provenance.json",
             [adapter] if adapter else [],
-            weights=weight_checksums(folder),
-            density=stored_density(folder),
             revision=source.name if str(recipe["source"]).startswith("hub:") else None,
+            **weight_statistics(folder),
         )
-
-
-def stored_density(folder: Path) -> float | None:
-    """Share of non-zero weights of the decoder linears, read a tensor at a time; None where they are quantized."""
-    if read_config(folder).get("quantization_config"):
-        return None
-    names = {f"{name}.weight" for name in decoder_linears(skeleton(folder))}
-    kept = total = 0
-    for file in weight_files(folder):
-        with safe_open(file, "pt") as shard:
-            for name in names & set(shard.keys()):
-                weight = shard.get_tensor(name)
-                kept, total = kept + int(weight.count_nonzero()), total + weight.numel()
-    return kept / total
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
@@ -103,7 +76,8 @@ def _dtype(name: str | None) -> torch.dtype | None:
     return DTYPES[name]
 
 
-def _source_folder(source: str, scratch: Path) -> Path:
+def source_folder(source: str, scratch: Path) -> Path:
+    """The folder of a model's source; what must be converted goes into ``scratch``. Errors as in fetch."""
     kind, _, rest = source.partition(":")
     if kind == "hub" and rest:
         return _snapshot(rest)

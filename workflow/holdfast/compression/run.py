@@ -1,101 +1,93 @@
 """The stage ``compress``: a dense checkpoint and a recipe in, a compressed checkpoint with provenance out."""
 
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+import torch
 
-from holdfast.architectures import decoder_linears
-from holdfast.checkpoints import (
-    carry,
-    densities,
-    density,
-    load_model,
-    load_tokenizer,
-    read_config,
-    save_model,
-    skeleton,
-    weight_checksums,
-    weight_files,
-)
+from holdfast.checkpoints import load_model, load_tokenizer, save_model
 from holdfast.compression import calibration as calibration_texts
-from holdfast.compression.recipes import checked, method
-from holdfast.config.recipes import CALIBRATED
+from holdfast.config.by_hand import validated
+from holdfast.config.compressions import calibrated
 from holdfast.errors import HoldfastError
-from holdfast.files import atomic_folder
+from holdfast.files import atomic_folder, sha256
+from holdfast.model_folders import carry, read_config, weight_files
 from holdfast.provenance import Recorder
+from holdfast.weight_statistics import weight_statistics
 
 
-def compress(model_dir: Path, out_dir: Path, recipe: dict[str, Any], calibration: Path) -> None:
-    """Compress any dense Hugging Face folder.
+def compress(model_dir: Path, out_dir: Path, recipe: Mapping[str, Any], calibration: Path) -> None:
+    """Compress any dense Hugging Face folder, or put a published compressed checkpoint beside it.
 
     Args:
         model_dir: the dense checkpoint.
         out_dir: the compressed one, written atomically: weights, the source's tokenizer and holdfast.json,
-            provenance.json with the achieved density of every linear or the bits stored per weight.
-        recipe: see ``recipes.checked``.
-        calibration: JSONL records with ``text``; read by wanda and gptq only.
+            provenance.json with the density and the bits stored per weight of every decoder linear.
+        recipe: a section of a study's ``compressions`` (see config/compressions.py), with samples, tokens and
+            seed of the calibration draw where the method is calibrated.
+        calibration: JSONL records with ``text``; read by calibrated methods only.
 
     Raises:
         HoldfastError: a bad recipe, checkpoint or calibration file, an unsupported architecture, a group size
-            that does not fit, weights that are not finite.
+            or pattern that does not fit, weights that are not finite, a backend that is not installed.
     """
-    full = checked(recipe)
-    name = method(full)
+    full = validated("compress", dict(recipe))
     if read_config(model_dir).get("quantization_config"):
         raise HoldfastError("the model is quantized already", str(model_dir), "compress its dense original")
     weight_files(model_dir)
-    recorder = Recorder("compress", recipe)
-    sequences = []
-    if name in CALIBRATED:
+    recorder = Recorder("compress", dict(recipe))
+    sequences: list[torch.Tensor] = []
+    about: dict[str, Any] = {}
+    if calibrated(full):
         drawn = {key: full[key] for key in ("samples", "tokens", "seed")}
         sequences = calibration_texts.sequences(calibration, load_tokenizer(model_dir), **drawn)
-    achieved: dict[str, Any] = {}
+        tokens = sum(s.shape[1] for s in sequences)
+        about["calibration"] = {"sequences": len(sequences), "tokens": tokens, "sha256": sha256(calibration)}
     with atomic_folder(out_dir) as folder:
-        if "prune" in full:
-            from holdfast.compression.pruning import prune_magnitude, prune_wanda
-
-            model = load_model(model_dir)
-            if name == "wanda":
-                prune_wanda(model, sequences, full["sparsity"])
-            else:
-                prune_magnitude(model, full["sparsity"])
-            achieved = {"density": density(model), "densities": densities(model)}
-            save_model(model, None, folder)
-        elif name == "llm-int8":
-            from holdfast.compression.int8 import load_in_int8
-
-            save_model(load_in_int8(model_dir), None, folder)
+        if "source" in full:
+            about["revision"] = _bring(full["source"], model_dir, folder)
         else:
-            from holdfast.compression.quantization import quantize, save_quantized
-
-            model = load_model(model_dir)
-            quantize(
-                model, method=name, bits=full["bits"], group_size=full["group_size"], sequences=sequences
-            )
-            save_quantized(model, folder)
-        if "quantize" in full:
-            achieved = {"bits_per_weight": bits_per_weight(folder), "density": density(load_model(folder))}
+            write_compressed(model_dir, folder, full, sequences)
         carry(model_dir, folder)
         recorder.write(
             folder / "provenance.json",
             [model_dir, calibration] if sequences else [model_dir],
-            calibration={"sequences": len(sequences), "tokens": sum(s.shape[1] for s in sequences)},
-            bytes=sum(file.stat().st_size for file in weight_files(folder)),
-            weights=weight_checksums(folder),
-            **achieved,
+            **about,
+            **weight_statistics(folder),
         )
 
 
-def bits_per_weight(folder: Path) -> float:
-    """Bits on disk per weight of the decoder linears, scales and quantization state included, biases not."""
-    linears = decoder_linears(skeleton(folder))
-    stored = 0
-    for file in weight_files(folder):
-        with safe_open(file, "pt") as shard:
-            for entry in shard.keys():  # noqa: SIM118
-                module, _, last = entry.rpartition(".")
-                # bitsandbytes hangs its state below the weight: MODULE.weight.absmax
-                if last != "bias" and (module in linears or module.rpartition(".")[0] in linears):
-                    stored += shard.get_tensor(entry).nbytes
-    return 8 * stored / sum(linear.weight.numel() for linear in linears.values())
+def write_compressed(
+    model_dir: Path, out: Path, recipe: Mapping[str, Any], sequences: list[torch.Tensor]
+) -> None:
+    """Compress and save by the recipe's own backend; imports only that one."""
+    method = recipe.get("prune") or recipe["quantize"]
+    if recipe.get("format") == "auto-gptq":
+        from holdfast.compression import auto_gptq
+
+        auto_gptq.quantize_and_save(model_dir, out, recipe, sequences)
+    elif method in ("llm-int8", "nf4"):
+        from holdfast.compression import bits_and_bytes
+
+        save_model(bits_and_bytes.load_quantized(model_dir, recipe), None, out)
+    elif "prune" in recipe:
+        from holdfast.compression import pruning
+
+        model = load_model(model_dir)
+        pruning.prune(model, recipe, sequences)
+        save_model(model, None, out)
+    else:
+        from holdfast.compression import llm_compressor
+
+        model = load_model(model_dir)
+        llm_compressor.quantize(model, recipe, sequences)
+        llm_compressor.save(model, out)
+
+
+def _bring(source: str, model_dir: Path, out: Path) -> str | None:
+    from holdfast.compression import published
+
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".published.") as scratch:
+        return published.bring(source, model_dir, out, Path(scratch) / "source")

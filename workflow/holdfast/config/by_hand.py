@@ -5,8 +5,18 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from holdfast.config.compressions import Prune, Published, Quantize, compression_kind
 from holdfast.config.grid import Aird
-from holdfast.config.measures import Direction, Generate, Mediation, Perplexity, PromptSet, Search, ZeroShot
+from holdfast.config.measures import (
+    Data,
+    Direction,
+    Generate,
+    Mediation,
+    Perplexity,
+    PromptSet,
+    Search,
+    ZeroShot,
+)
 from holdfast.config.reading import dotted, explained
 from holdfast.config.values import Positive, Section
 from holdfast.errors import HoldfastError
@@ -21,6 +31,24 @@ class PromptsRecipe(PromptSet, Versioned):
     role: str = Field(default="", description="role of the set in the study; recorded only")
     samples: Positive | None = Field(default=None, description="draw so many records")
     seed: int = Field(default=0, ge=0, description="seed of the draw")
+
+
+class Draw(Section):
+    samples: Positive = Field(default=32, description="number of calibration sequences")
+    tokens: Positive = Field(default=256, description="tokens per calibration sequence")
+    seed: int = Field(default=0, ge=0, description="seed of the draw")
+
+
+class PruneRecipe(Prune, Draw, Versioned):
+    pass
+
+
+class QuantizeRecipe(Quantize, Draw, Versioned):
+    pass
+
+
+class PublishedRecipe(Published, Versioned):
+    pass
 
 
 class DirectionRecipe(Direction, Versioned):
@@ -60,8 +88,13 @@ class ActivationsRecipe(Versioned):
     pass
 
 
+class DisjointRecipe(Versioned):
+    held_out: Data | None = Field(default=None, description="text that perplexity is measured on")
+
+
 RECIPES: dict[str, type[Section]] = {
     "prompts": PromptsRecipe,
+    "disjoint": DisjointRecipe,
     "activations": ActivationsRecipe,
     "direction": DirectionRecipe,
     "compare": CompareRecipe,
@@ -73,13 +106,25 @@ RECIPES: dict[str, type[Section]] = {
 }
 
 
+COMPRESSIONS: dict[str, type[Section]] = {
+    "<Dense>": PruneRecipe,  # nothing given: its errors say what is missing
+    "<Prune>": PruneRecipe,
+    "<Quantize>": QuantizeRecipe,
+    "<Published>": PublishedRecipe,
+}
+
+
 def checked(stage: str, recipe: str) -> dict[str, Any]:
-    """A stage's recipe, given as JSON, with its defaults.
+    """A stage's recipe, given as JSON, with its defaults; errors as in :func:`validated`."""
+    return validated(stage, parsed(recipe))
+
+
+def validated(stage: str, given: dict[str, Any]) -> dict[str, Any]:
+    """A stage's recipe with its defaults.
 
     Raises HoldfastError naming the first key that is unknown, missing or out of range.
     """
-    given = parsed(recipe)
-    kind = RECIPES[stage]
+    kind = RECIPES[stage] if stage != "compress" else COMPRESSIONS[compression_kind(given)]
     try:
         full = kind.model_validate(given).model_dump()
     except ValidationError as error:

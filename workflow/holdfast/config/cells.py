@@ -7,7 +7,7 @@ told at once, even where a section is wrong in itself.
 import difflib
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -31,12 +31,25 @@ def impossible(cell: Cell) -> bool:
 
 
 def expand(
-    models: list[str], compressions: list[str], methods: list[str], patterns: Iterable[Pattern]
+    models: list[str],
+    compressions: list[str],
+    methods: list[str],
+    patterns: Iterable[Pattern],
+    owners: Mapping[str, str],
 ) -> list[Cell]:
-    """The possible cells of the product that any pattern selects, in the product's order."""
+    """The possible cells of the product that any pattern selects, in the product's order.
+
+    ``owners``: the one model that a published checkpoint belongs to, by compression.
+    """
     patterns = list(patterns)
     grid = (Cell(*names) for names in itertools.product(models, compressions, methods))
-    return [c for c in grid if not impossible(c) and any(selects(p, c) for p in patterns)]
+    return [
+        cell
+        for cell in grid
+        if owners.get(cell.compression, cell.model) == cell.model
+        and not impossible(cell)
+        and any(selects(p, cell) for p in patterns)
+    ]
 
 
 def selects(pattern: Pattern, cell: Cell) -> bool:
@@ -56,6 +69,7 @@ def grid_mistakes(config: dict[str, Any]) -> Iterator[Found]:
     yield from empty_sections("compressions", DENSE, "the uncompressed model", config)
     yield from empty_sections("methods", AS_IS, "the unedited model", config)
     yield from lost_targets(named_sections("methods", config))
+    yield from lost_owners(named_sections("compressions", config), list(named_sections("models", config)))
     yield from empty_patterns(config)
 
 
@@ -109,6 +123,24 @@ def lost_targets(methods: dict[str, Any]) -> Iterator[Found]:
             yield where, f"'{target}' is itself matched to another method", remedy
         elif target not in edits:
             yield where, f"'{target}' edits nothing", remedy
+
+
+def lost_owners(compressions: dict[str, Any], models: list[str]) -> Iterator[Found]:
+    """Published checkpoints that belong to no model of the study, or to one that is not named."""
+    for name, section in compressions.items():
+        if not isinstance(section, dict) or "source" not in section:
+            continue
+        owner = section.get("of")
+        if owner is None and len(models) > 1:
+            remedy = f"add of: with one of {', '.join(models)}"
+            yield (
+                ("compressions", name, "of"),
+                "it was made from one model, and the study has several",
+                remedy,
+            )
+        elif isinstance(owner, str) and owner not in models:
+            remedy = f"{closest(owner, models)}name one of {', '.join(models)}"
+            yield ("compressions", name, "of"), f"no model '{owner}'", remedy
 
 
 def empty_patterns(config: dict[str, Any]) -> Iterator[Found]:

@@ -1,12 +1,12 @@
 """The sections that span the grid: models, compressions, methods, and the parts of it to run."""
 
-import difflib
 import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from holdfast.config import sources
+from holdfast.config.compressions import Dense, Prune, Published, Quantize
 from holdfast.config.sources import BadValueError
 from holdfast.config.values import Layer, LayerList, Section, distinct, either
 
@@ -57,44 +57,6 @@ class Model(Section):
     )
 
 
-class Dense(Section):
-    """The model as it came: no compression."""
-
-
-class Prune(Section):
-    """Weights set to zero."""
-
-    prune: Literal["magnitude", "wanda"] = Field(
-        description="which weights go: the smallest, or Wanda's score"
-    )
-    sparsity: float = Field(
-        gt=0, lt=1, description="share of each layer's weights set to zero, between 0 and 1"
-    )
-
-
-class Quantize(Section):
-    """Weights in fewer bits."""
-
-    quantize: Literal["rtn", "gptq", "llm-int8"] = Field(description="round-to-nearest, GPTQ or LLM.int8")
-    bits: int | None = Field(
-        default=None, ge=2, le=8, validate_default=True, description="bits per weight, 2 to 8"
-    )
-    group_size: int | None = Field(
-        default=None, gt=0, validate_default=True, description="weights that share one scale"
-    )
-
-    @field_validator("bits", "group_size")
-    @classmethod
-    def fits(cls, value: int | None, info: ValidationInfo) -> int | None:
-        method = info.data.get("quantize")
-        if method == "llm-int8" and value is not None:
-            raise BadValueError("llm-int8 has none", "remove this key")
-        if method in ("rtn", "gptq") and value is None:
-            field = cls.model_fields[str(info.field_name)]
-            raise BadValueError(f"{method} needs it", f"add it ({field.description})")
-        return value
-
-
 class AsIs(Section):
     """The compressed model, not edited."""
 
@@ -127,6 +89,10 @@ class Aird(Section):
         Annotated[Annotated[float, Field(ge=0)] | Literal["search"], either("search or a number, 0 or more")]
         | None
     ) = Field(default=None, description="strength of the edit, a number or search (the default)")
+    requantize: bool = Field(
+        default=False,
+        description="store the edited matrices of a quantized checkpoint quantized again instead of dense",
+    )
 
     @field_validator("seed", "matched_to")
     @classmethod
@@ -135,7 +101,7 @@ class Aird(Section):
             raise BadValueError("only a random direction has it", "add direction: random, or remove this key")
         return value
 
-    @field_validator("variant", "matrices", "layer", "alpha")
+    @field_validator("variant", "matrices", "layer", "alpha", "requantize")
     @classmethod
     def not_matched(cls, value: Any, info: ValidationInfo) -> Any:
         if target := info.data.get("matched_to"):
@@ -150,28 +116,14 @@ class Aird(Section):
         return value
 
 
-def compression_kind(section: Any) -> str:
-    """Which model a compression's section is meant to be, wrong keys and all."""
-    if not isinstance(section, dict) or "prune" in section:
-        return "<Prune>"
-    if not section:
-        return "<Dense>"
-    meant = any(difflib.get_close_matches(str(key), Quantize.model_fields) for key in section)
-    return "<Quantize>" if meant else "<Prune>"
-
-
 def method_kind(section: Any) -> str:
     return "<AsIs>" if section == {} else "<Aird>"
 
 
 # The tags stand in pydantic's error locations; the brackets keep them apart from names.
-TAGGED: dict[str, type[Section]] = {f"<{c.__name__}>": c for c in (Dense, Prune, Quantize, AsIs, Aird)}
-Compression = Annotated[
-    Annotated[Dense, Tag("<Dense>")]
-    | Annotated[Prune, Tag("<Prune>")]
-    | Annotated[Quantize, Tag("<Quantize>")],
-    Discriminator(compression_kind),
-]
+TAGGED: dict[str, type[Section]] = {
+    f"<{c.__name__}>": c for c in (Dense, Prune, Quantize, Published, AsIs, Aird)
+}
 Method = Annotated[
     Annotated[AsIs, Tag("<AsIs>")] | Annotated[Aird, Tag("<Aird>")],
     Discriminator(method_kind),

@@ -9,7 +9,6 @@ from holdfast.config import sources
 from holdfast.config.sources import BadValueError
 from holdfast.config.values import Layers, Positive, Section, distinct, either
 
-TextSource = Annotated[str, AfterValidator(sources.checked(sources.TEXT))]
 DataSource = Annotated[str, AfterValidator(sources.checked(sources.DATA))]
 Checksum = Annotated[
     str | None, Field(pattern="^[0-9a-f]{64}$", description="sha256 of the file, 64 hex digits, or null")
@@ -41,7 +40,7 @@ class Data(Section):
 
 
 class Calibration(Data):
-    """Plain text on which Wanda and GPTQ measure a model's inputs; never evaluation data."""
+    """Plain text on which compression methods measure a model's inputs; never evaluation data."""
 
     samples: Positive = Field(description="number of sequences")
     tokens: Positive = Field(description="tokens per sequence")
@@ -160,12 +159,12 @@ class ZeroShot(Section):
         return value
 
 
-class Perplexity(Section):
-    """Perplexity on held-out text."""
+class Perplexity(Data):
+    """Perplexity on held-out text; the rows of a hub data set are joined by blank lines."""
 
-    source: TextSource = Field(description="a text file: package:NAME/inner/path or file:PATH")
-    sha256: Checksum = None
-    window: Annotated[int, Field(gt=1)] = Field(description="tokens per window")
+    window: Annotated[
+        Annotated[int, Field(gt=1)] | Literal["model"], either("model or a whole number above 1")
+    ] = Field(description="tokens per window; model for the longest that the model takes")
     windows: Annotated[int, Field(gt=1)] | None = Field(
         default=None, description="number of windows; null for the whole text"
     )

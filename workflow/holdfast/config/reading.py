@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from holdfast.config.cells import Found, closest, grid_mistakes
+from holdfast.config.compressions import Published
 from holdfast.config.grid import TAGGED
 from holdfast.config.sources import BadValueError
 from holdfast.config.study import Study
@@ -93,7 +94,11 @@ def unpinned(study: Study) -> Iterator[str]:
     sections |= {
         f"prompts.{role}": getattr(study.prompts, role).source for role in type(study.prompts).model_fields
     }
+    sections |= {
+        f"compressions.{name}": c.source for name, c in study.compressions.items() if isinstance(c, Published)
+    }
     sections["calibration"] = study.calibration.source
+    sections["evaluate.perplexity"] = study.evaluate.perplexity.source
     for where, source in sections.items():
         if source.startswith("hub:") and not re.fullmatch("[0-9a-f]{40}", source.rpartition("@")[2]):
             yield f"{where}.source ({source})"

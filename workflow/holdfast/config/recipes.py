@@ -7,6 +7,7 @@ holds the candidates of a search only for what it searches.
 
 from typing import TYPE_CHECKING, Any
 
+from holdfast.config.compressions import calibrated
 from holdfast.versions import STAGE_VERSIONS
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
 Recipe = dict[str, Any]
 
-CALIBRATED = ("wanda", "gptq")
 WITHOUT_STRENGTH = ("restore", "realign")
 
 
@@ -65,7 +65,7 @@ def recipe(
         case "tables" | "figures" | "report":
             keys = {"study": study.study, "judges": evaluate.judges}
         case "disjoint" | "activations":
-            keys = {}
+            keys = {"held_out": held_out(study)} if stage == "disjoint" else {}
     return {**keys, "version": version}
 
 
@@ -79,9 +79,14 @@ def prompts(study: "Study", role: str) -> Recipe:
     return getattr(study.prompts, role).model_dump(exclude_none=True) | {"label": label, "role": role}
 
 
+def held_out(study: "Study") -> Recipe:
+    """The text that perplexity is measured on, and that calibration must not hold."""
+    return study.evaluate.perplexity.model_dump(exclude_none=True, exclude={"window", "windows"})
+
+
 def compress(study: "Study", name: str) -> Recipe:
-    keys = study.compressions[name].model_dump(exclude_none=True)
-    if keys.get("prune", keys.get("quantize")) in CALIBRATED:
+    keys = study.compressions[name].model_dump(exclude_none=True, exclude={"of"})
+    if calibrated(keys):
         keys |= {
             "samples": study.calibration.samples,
             "tokens": study.calibration.tokens,

@@ -88,6 +88,7 @@ MODEL: Schemes = {
     "hub": ("hub:ORG/NAME@REVISION", hub),
     "path": ("path:FOLDER", model_folder),
 }
+CHECKPOINT: Schemes = {scheme: form for scheme, form in MODEL.items() if scheme != "package"}
 ADAPTER: Schemes = {
     "package": ("package:NAME/inner/path", packaged_folder),
     "path": ("path:FOLDER", folder),

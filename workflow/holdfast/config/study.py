@@ -10,7 +10,8 @@ from pydantic import Field
 
 from holdfast.config import recipes
 from holdfast.config.cells import Cell, expand
-from holdfast.config.grid import Compression, CompressionName, Method, MethodName, Model, ModelName, Part
+from holdfast.config.compressions import Compression, Published
+from holdfast.config.grid import CompressionName, Method, MethodName, Model, ModelName, Part
 from holdfast.config.measures import Calibration, Direction, Evaluate, Prompts, Search
 from holdfast.config.values import Section
 
@@ -32,7 +33,7 @@ class Study(Section):
     parts: list[Part] | None = Field(
         default=None, alias="cells", min_length=1, description="parts of the grid to run; null for all"
     )
-    calibration: Calibration = Field(description="text that Wanda and GPTQ are calibrated on")
+    calibration: Calibration = Field(description="text that compression methods are calibrated on")
     prompts: Prompts = Field(description="prompt sets of the six roles")
     direction: Direction = Field(default=Direction(), description="how the refusal direction is found")
     search: Search = Field(default=Search(), description="what layer: search and alpha: search try")
@@ -45,6 +46,7 @@ class Study(Section):
             list(self.compressions),
             list(self.methods),
             [(p.model, p.compression, p.method) for p in self.parts or [Part()]],
+            {name: c.of for name, c in self.compressions.items() if isinstance(c, Published) and c.of},
         )
 
     def recipe(

@@ -201,7 +201,8 @@ def generate(model_dir: Path, out: Path, prompts: Mapping[str, Path], recipe: Ma
 
     ``recipe``: ``max_new_tokens``, ``batch_size`` (number or ``auto``), ``backend`` (``transformers``).
     """
-    from holdfast.checkpoints import load_model, load_tokenizer, settings
+    from holdfast.checkpoints import load_model, load_tokenizer
+    from holdfast.model_folders import settings
 
     recorder = Recorder("generate", dict(recipe))
     if recipe.get("backend", "transformers") != "transformers":

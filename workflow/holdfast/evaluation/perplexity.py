@@ -9,7 +9,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast.errors import HoldfastError
-from holdfast.prompts.sources import verified_path
+from holdfast.prompts.sources import read_text
 from holdfast.statistics import bootstrap_mean
 
 
@@ -18,12 +18,14 @@ def perplexity(
 ) -> dict[str, Any]:
     """{perplexity, low, high, windows, tokens}; the interval is a bootstrap over windows (95 %).
 
-    ``recipe``: source (``package:`` or ``file:``) with sha256, window (tokens), windows (how many, None: all).
-    Raises HoldfastError when the text is shorter than one window.
+    ``recipe``: the text's source (see ``prompts.sources.read_text``), window (tokens, or ``model`` for the
+    model's own length), windows (how many, None: all). Whole test set, windows of the model's length: Frantar
+    et al. 2022 (arXiv 2210.17323, section 4), Sun et al. 2023 (arXiv 2306.11695, section 4).
+    Raises HoldfastError when the text does not fill two windows, or the model states no length.
     """
-    text = verified_path(recipe["source"], recipe.get("sha256")).read_text(encoding="utf-8")
-    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0]
-    size = recipe["window"]
+    ids = tokenizer(read_text(recipe), add_special_tokens=False, return_tensors="pt", verbose=False)
+    ids = ids["input_ids"][0]
+    size = model_length(model) if recipe["window"] == "model" else recipe["window"]
     windows = [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)][
         : recipe.get("windows")
     ]
@@ -47,3 +49,13 @@ def perplexity(
         "high": math.exp(mean.high),
         **size_of_it,
     }
+
+
+def model_length(model: PreTrainedModel) -> int:
+    """The longest input that the model's config states, in tokens."""
+    config = model.config.get_text_config()
+    length = getattr(config, "max_position_embeddings", None)
+    if not length:
+        what = "the model's config states no max_position_embeddings"
+        raise HoldfastError(what, "window: model", "give the number of tokens per window")
+    return int(length)

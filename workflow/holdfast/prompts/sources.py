@@ -4,7 +4,6 @@ import csv
 import importlib.util
 import json
 import random
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -175,25 +174,22 @@ def category_of(row: Mapping[str, Any]) -> str:
     return value if isinstance(value, str) else ", ".join(map(str, value))
 
 
-def normalised(text: str) -> str:
-    """Lower-case words only, so that punctuation and spacing cannot hide a repeated prompt."""
-    return " ".join(re.findall(r"\w+", text.lower()))
+def read_text(recipe: Mapping[str, Any]) -> str:
+    """The running text that a recipe (``source``, ``sha256``; of a hub data set also split, config, column) names.
 
-
-def check_disjoint(files: Mapping[str, Path]) -> dict[str, int]:
-    """Number of prompts per set; raises HoldfastError when a text stands in two sets, or twice in one."""
-    owner: dict[str, tuple[str, str]] = {}
-    sizes = {}
-    for name, path in files.items():
-        for record in read_records(path):
-            key = normalised(record["text"])
-            if key in owner:
-                other, other_id = owner[key]
-                raise HoldfastError(
-                    f"{record['id']} is also in {other} (as {other_id})",
-                    str(path),
-                    "give every role its own rows: nothing may be learnt on what is evaluated",
-                )
-            owner[key] = (name, record["id"])
-        sizes[name] = sum(1 for owned, _ in owner.values() if owned == name)
-    return sizes
+    WikiText as the pruning papers read it: the rows of the data set joined by blank lines. Its own raw file
+    (``.raw``) is split into the same rows first, so that both give the same text; any other file is taken as it is.
+    """
+    source = recipe["source"]
+    if source.startswith("hub:"):
+        rows = hub_rows(source, recipe.get("split"), recipe.get("config"))
+        column = text_column(rows, recipe.get("column"), source)
+        return "\n\n".join(str(row[column]) for row in rows)
+    path = verified_path(source, recipe.get("sha256"))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise HoldfastError("not UTF-8 text", source, "give a plain text file") from None
+    if path.suffix != ".raw":
+        return text
+    return "\n\n".join(line if line.strip() else "" for line in text.splitlines(keepends=True))

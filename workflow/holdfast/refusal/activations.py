@@ -72,7 +72,8 @@ def cache_activations(
     model_dir: Path, out: Path, harmful: Path, harmless: Path, recipe: Mapping[str, Any]
 ) -> None:
     """Write ``activations.safetensors`` (float32), ``means.safetensors`` (float64), the prompts and positions."""
-    from holdfast.checkpoints import load_model, load_tokenizer, settings
+    from holdfast.checkpoints import load_model, load_tokenizer
+    from holdfast.model_folders import settings
 
     recorder = Recorder("activations", dict(recipe))
     model, tokenizer, chosen = load_model(model_dir), load_tokenizer(model_dir), settings(model_dir)

@@ -204,7 +204,8 @@ def find_direction(
     ``recipe``: positions and layers (``all`` or lists), ablation (``plain`` or ``affine``), score (``auto``,
     ``first-token``, ``phrases``), max_kl, min_induce, filter_train.
     """
-    from holdfast.checkpoints import load_model, load_tokenizer, settings
+    from holdfast.checkpoints import load_model, load_tokenizer
+    from holdfast.model_folders import settings
 
     recorder = Recorder("direction", dict(recipe))
     model, tokenizer, chosen_settings = load_model(model_dir), load_tokenizer(model_dir), settings(model_dir)

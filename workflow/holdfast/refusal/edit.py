@@ -11,17 +11,11 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from holdfast.architectures import Writer, decoder_layers, module_name, writer
-from holdfast.checkpoints import (
-    dense_weight,
-    density,
-    load_model,
-    load_tokenizer,
-    settings,
-    weight_checksums,
-)
+from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.edited_checkpoints import edited_copy, read_weight, set_weight
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, read_json, write_json
+from holdfast.model_folders import DTYPES, settings
 from holdfast.prompts.sources import read_records
 from holdfast.prompts.templates import by_length, encode, forward_inputs, post_instruction_tokens
 from holdfast.provenance import Recorder
@@ -29,6 +23,7 @@ from holdfast.refusal.aird import SCALED, RankOne, rank_one
 from holdfast.refusal.direction import load_direction, load_score
 from holdfast.refusal.interventions import random_unit
 from holdfast.refusal.scores import RefusalScore, kl_divergence
+from holdfast.weight_statistics import weight_statistics
 
 Edits = dict[tuple[int, Writer], RankOne]
 
@@ -58,9 +53,19 @@ def matrix_inputs(
     return {key: torch.cat(parts) for key, parts in found.items()}
 
 
+def original(model: PreTrainedModel, linear: nn.Linear, folder: Path) -> Tensor:
+    """The weight that a linear of the model loaded from ``folder`` stands for, (d_out, d_in).
+
+    bitsandbytes' are read from the files, each format's own way.
+    """
+    if linear.weight.dtype in DTYPES.values():
+        return linear.weight.data
+    return read_weight(folder, f"{module_name(model, linear)}.weight")
+
+
 @contextlib.contextmanager
-def edited(model: PreTrainedModel, edits: Edits) -> Iterator[None]:
-    """The model with the edited matrices dense in memory, and its own modules again afterwards."""
+def edited(model: PreTrainedModel, edits: Edits, folder: Path) -> Iterator[None]:
+    """The model of ``folder`` with the edited matrices dense in memory, and its own modules again afterwards."""
     kept: dict[str, tuple[nn.Linear, Tensor]] = {}
     layers = decoder_layers(model)
     try:
@@ -68,7 +73,7 @@ def edited(model: PreTrainedModel, edits: Edits) -> Iterator[None]:
             linear = writer(layers[layer], kind)
             name = module_name(model, linear)
             kept[name] = linear, linear.weight.data
-            set_weight(model, f"{name}.weight", edit.applied(dense_weight(linear)))
+            set_weight(model, f"{name}.weight", edit.applied(original(model, linear, folder)))
         yield
     finally:
         for name, (linear, values) in kept.items():
@@ -84,13 +89,14 @@ def search(
     harmless: Sequence[str],
     candidates: Sequence[tuple[list[int], float | None, Edits]],
     max_kl: float,
+    folder: Path,
 ) -> tuple[int | None, list[dict[str, Any]]]:
     """Try each edit on validation prompts; the highest mean refusal score on harmful prompts wins, among those
     whose mean KL on harmless prompts is at most ``max_kl`` (nats). (None, trace) when none is allowed."""
     baseline, base_first = score(model, harmful), score.first_answer_token(model, harmless)
     trace: list[dict[str, Any]] = []
     for layers, alpha, edits in tqdm(candidates, desc="edit search", unit="edit", mininterval=2):
-        with edited(model, edits):
+        with edited(model, edits, folder):
             kl = kl_divergence(base_first, score.first_answer_token(model, harmless)).mean().item()
             refusal = score(model, harmful).mean().item() if kl <= max_kl else None
         trace.append({"layers": layers, "alpha": alpha, "refusal_score": refusal, "kl": kl})
@@ -145,17 +151,15 @@ def edit_checkpoint(
         edits = {}
         for key in [(layer, name) for layer in group for name in plan["matrices"]]:
             linear = writer(decoder_layers(model)[key[0]], key[1])
-            original = (
-                read_weight(dense, f"{module_name(model, linear)}.weight")
-                if plan["variant"] == "restore"
-                else None
-            )
+            restored = None
+            if plan["variant"] == "restore":
+                restored = read_weight(dense, f"{module_name(model, linear)}.weight")
             edits[key] = rank_one(
                 plan["variant"],
-                dense_weight(linear),
+                original(model, linear, model_dir),
                 r,
                 1.0 if alpha is None else alpha,
-                dense_weight=original,
+                dense_weight=restored,
                 own_direction=own.unit,
                 harmless_inputs=inputs.get(key),
             )
@@ -168,35 +172,30 @@ def edit_checkpoint(
         score = load_score(own.about, tokenizer, chosen)
         harmful_texts, harmless_texts = ([p["text"] for p in read_records(f)] for f in (harmful, harmless))
         best, trace = search(
-            model, score, harmful_texts, harmless_texts, candidates, plan["search"]["max_kl"]
+            model, score, harmful_texts, harmless_texts, candidates, plan["search"]["max_kl"], model_dir
         )
     group, alpha, edits = candidates[best] if best is not None else ([], 0.0, {})
-    before = density(model)
-    with edited(model, edits):
-        weights = {
-            f"{module_name(model, linear)}.weight": linear.weight.data.clone()
-            for linear in (writer(decoder_layers(model)[layer], name) for layer, name in edits)
-        }
-        after = density(model)
+    weights = {}
+    for (layer, kind), edit in edits.items():
+        linear = writer(decoder_layers(model)[layer], kind)
+        weights[f"{module_name(model, linear)}.weight"] = edit.applied(original(model, linear, model_dir))
     about = {
         "variant": plan["variant"],
         "direction": recipe.get("direction", "dense"),
         "layers": group,
         "alpha": alpha,
         "matrices": list(plan["matrices"]),
-        "density_before": before,
-        "density_after": after,
+        "requantize": plan["requantize"],
         "trace": trace,
     }
     with atomic_folder(out) as folder:
-        edited_copy(model_dir, folder, weights)
+        edited_copy(model_dir, folder, weights, requantize=plan["requantize"])
         write_json(folder / "edit.json", about)
         recorder.write(
             folder / "provenance.json",
             [model_dir, direction_dir, own_direction_dir, harmful, harmless, harmless_train],
             edit={k: v for k, v in about.items() if k != "trace"},
-            density=after,
-            weights=weight_checksums(folder),
+            **weight_statistics(folder, source=model_dir),
         )
     return about
 
@@ -209,6 +208,7 @@ def matched_plan(path: Path) -> dict[str, Any]:
         "matrices": target["matrices"],
         "layer": target["layers"],
         "alpha": target["alpha"],
+        "requantize": target["requantize"],
     }
 
 

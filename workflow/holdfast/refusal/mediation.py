@@ -23,7 +23,8 @@ def mediate(
     beside the same intervention with a random direction of the same norm. ``recipe``: prompts (of each kind),
     max_new_tokens, random_seeds (how many random directions), seed, ablation, judge.
     """
-    from holdfast.checkpoints import load_model, load_tokenizer, settings
+    from holdfast.checkpoints import load_model, load_tokenizer
+    from holdfast.model_folders import settings
 
     recorder = Recorder("mediate", dict(recipe))
     model, tokenizer, chosen = load_model(model_dir), load_tokenizer(model_dir), settings(model_dir)

@@ -29,7 +29,8 @@ MEASURES = {
     "over_refusal_degenerate": "share of over-refusal prompts whose completion is degenerate",
     "perplexity": "per token; n = windows",
     "zero_shot[TASK]": "the task's own metric, 0..1; Wilson",
-    "density": "share of weights that are not zero",
+    "density": "share of weights that are not zero; of checkpoints that are not quantized",
+    "bits_per_weight": "bits on disk per weight, scales included",
     "edit_layer": "first edited layer",
     "edit_alpha": "strength of the edit",
     "edit_random": "1 for an edit along a random direction (a control), else 0",
@@ -191,7 +192,7 @@ def _edit(compression: Path, method: str, others: list[str], judge: str) -> dict
     after = _verdicts(after_file, judge)
     gained, lost, p = _paired(before, after, after_file)
     measured = {
-        "density": _point(edit.get("density_after")),
+        **_weights(_json(compression / method / "checkpoint/provenance.json") or {}),
         "edit_layer": _point((edit.get("layers") or [None])[0]),
         "edit_alpha": _point(edit.get("alpha")),
         "edit_random": _point(_is_random(edit)),
@@ -205,6 +206,10 @@ def _edit(compression: Path, method: str, others: list[str], judge: str) -> dict
                 control = _verdicts(compression / other / "verdicts/attack.jsonl", judge)
                 measured[f"mcnemar_p[{other}]"] = _paired(control, after, after_file)[2]
     return measured
+
+
+def _weights(provenance: dict[str, Any]) -> dict[str, Rate]:
+    return {key: _point(provenance.get(key)) for key in ("density", "bits_per_weight")}
 
 
 def _edit_record(compression: Path, method: str) -> dict[str, Any]:
@@ -244,11 +249,14 @@ def _mechanism(compression: Path, name: str) -> dict[str, Rate]:
     recipe = provenance.get("recipe")
     kind = recipe if isinstance(recipe, dict) else {}
     # Neither key in a compressed model's recipe: what it does is not known, and not guessed from its name.
-    known = name == DENSE or "prune" in kind or "quantize" in kind
+    known = name == DENSE or bool({"prune", "quantize", "source"} & set(kind))
+    pruned, quantized = bool(kind.get("prune")), bool(kind.get("quantize"))
+    if name != DENSE and "source" in kind:  # a published checkpoint's weights tell what it is
+        quantized, pruned = provenance["density"] is None, (provenance["density"] or 1) < 0.999
     measured = {
-        "density": _point(provenance.get("density")),
-        "pruned": _point(float(bool(kind.get("prune"))) if known else None),
-        "quantized": _point(float(bool(kind.get("quantize"))) if known else None),
+        **_weights(provenance),
+        "pruned": _point(float(pruned) if known else None),
+        "quantized": _point(float(quantized) if known else None),
     }
     comparison = _json(compression / "comparison.json")
     # The dense model is what is compared with: without a file there is nothing missing.

