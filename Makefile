@@ -37,6 +37,11 @@ demo demo-full: $(STAMP)
 environments: $(STAMP)
 	@$(BIN)/snakemake --quiet all --cores 1 $(ENVIRONMENTS)
 
+# What loads where, measured again, into docs/.
+round-trip: $(STAMP) environments
+	@$(BIN)/python -m pytest tests/round_trip --deselect tests/round_trip/test_round_trip.py::test_the_document_says_what_was_measured
+	@cp results/round-trip.md docs/round-trip.md
+
 test: $(STAMP) environments
 	@$(BIN)/python -m pytest
 
