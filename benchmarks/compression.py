@@ -39,7 +39,10 @@ RECIPES = {
     "sparsegpt-2of4": {"prune": "sparsegpt", "pattern": "2:4"},
 }
 WITHOUT_RIVAL = ("magnitude",)  # llm-compressor's leaves sparsity 0 in one shot
-LIBRARIES = "import torch, transformers, bitsandbytes, llmcompressor; from llmcompressor import oneshot"
+LIBRARIES = {
+    "prune": "import holdfast.compression.pruning",
+    "quantize": "import holdfast.compression.modifiers, holdfast.compression.llm_compressor",
+}
 GB = 1e9
 
 
@@ -52,8 +55,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--without-rival", action="store_true", help="memory against the bound only")
     given = parser.parse_args()
-    empty = run([sys.executable, "-c", LIBRARIES]).peak_bytes
-    print(f"libraries alone: {empty / GB:.2f} GB")
+    empty = {kind: run([sys.executable, "-c", code]).peak_bytes for kind, code in LIBRARIES.items()}
+    print("libraries alone: " + ", ".join(f"{kind} {peak / GB:.2f} GB" for kind, peak in empty.items()))
     bound = allowed(given.model, given.samples, given.tokens)
     with tempfile.TemporaryDirectory() as scratch:
         calibration = same_texts(
@@ -75,7 +78,7 @@ def main() -> None:
                 rounds["ours"].append(run(ours))
                 if method not in WITHOUT_RIVAL and not given.without_rival:
                     rounds["direct"].append(run(direct))
-            report(method, rounds, empty, bound)
+            report(method, rounds, empty[next(iter(recipe))], bound)
 
 
 def same_texts(model: Path, out: Path, samples: int, tokens: int) -> Path:

@@ -2,7 +2,8 @@
 
     python benchmarks/edited_copy.py CHECKPOINT [--layer N] [--repeats N]
 
-o_proj and down_proj of one layer are changed, as AIRD does. Prints one line per figure. Targets: at most 2 times the
+o_proj and down_proj of one layer are changed, as AIRD does; the search before it and the checksums after it, which
+`holdfast edit` also makes, are not in it. Prints one line per figure. Targets: at most 2 times the
 time to read and write the changed shards, at most 1.1 times their disk.
 """
 

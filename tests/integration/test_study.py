@@ -36,7 +36,7 @@ def make_study(folder: Path) -> dict[str, Any]:
         "compressions": {"dense": {}, "rtn-w4": {"quantize": "rtn", "bits": 4, "group_size": 32}},
         "methods": {
             "as-is": {},
-            "aird": {"edit": "aird", "variant": "amplify", "layer": [1], "alpha": 0.5},
+            "aird": {"edit": "aird", "variant": "amplify", "layer": [1], "alpha": 0.5, "requantize": True},
             "random-edit": {"edit": "aird", "direction": "random", "matched_to": "aird"},
         },
         "calibration": {"source": "package:holdfast/data/calibration.jsonl", "samples": 2, "tokens": 16},

@@ -311,7 +311,7 @@ def look_back(measured: Measured, folder: Path, in_memory: torch.Tensor, prompts
             with inputs_off_by_a_rounding(model):
                 measured.own = agreement(reference, greedy(model, prompts).tokens)
     method = (read_config(folder).get("quantization_config") or {}).get("quant_method")
-    if method == "compressed-tensors":
+    if method in ("compressed-tensors", "bitsandbytes"):
         with quiet():
             plain = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
         measured.plain_delta = (logits(plain, prompts.few) - in_memory).abs().max().item()

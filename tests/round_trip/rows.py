@@ -40,6 +40,7 @@ ROWS = (
     Row("dense", DENSE),
     Row("magnitude 20 %", {"prune": "magnitude", "sparsity": 0.2}),
     Row("Wanda 3:4", {"prune": "wanda", "pattern": "3:4"}),
+    Row("magnitude 2:4, 2 layers", {"prune": "magnitude", "pattern": "2:4"}, layers=2),
     Row("SparseGPT 50 %, 2 layers", {"prune": "sparsegpt", "sparsity": 0.5}, layers=2),
     Row("round-to-nearest W4, groups", RTN),
     Row("round-to-nearest W4, channels", {**RTN, "group_size": "channel"}),

@@ -103,7 +103,6 @@ def test_vllm_answers_as_transformers_or_refuses_the_format(measured: Measured) 
 def test_the_document_says_what_was_measured(results: dict[str, Measured]) -> None:
     here = {name: cells(m)[1 : 1 + len(VERDICTS)] for name, m in results.items() if not m.error}
     there = verdicts_in(DOCUMENT)
-    there = {name: verdicts for name, verdicts in there.items() if name in NAMES}
     assert set(there) == set(NAMES)
     for name, verdicts in here.items():
         ran = [i for i, verdict in enumerate(verdicts) if verdict != "not run"]

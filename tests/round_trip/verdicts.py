@@ -11,8 +11,13 @@ DRIFT = {"float32": 1e-3, "float16": 0.2, "bfloat16": 1.0}
 OWN_NOISE = 2.0
 
 
+# What bitsandbytes adds by itself on a CPU with AVX-512 bf16: 4-bit products in bf16. load_model switches that off.
+PLAIN_NF4 = 0.5
+
+
 def loads_alike(measured: Measured) -> bool:
-    return max(measured.delta, measured.plain_delta or 0.0) <= TOLERANCE
+    plain = PLAIN_NF4 if measured.row.recipe.get("quantize") == "nf4" else TOLERANCE
+    return measured.delta <= TOLERANCE and (measured.plain_delta or 0.0) <= plain
 
 
 def near_tie(measured: Measured) -> float:

@@ -17,8 +17,10 @@ from holdfast.edited_checkpoints import edited_copy
 from holdfast.errors import HoldfastError
 from holdfast.files import read_json, sha256, write_json
 from holdfast.model_folders import settings
+from holdfast.sources import fetch
 from holdfast.weight_statistics import weight_statistics
-from tiny import TEXTS, tiny_llama
+from safetensors.torch import load_file, save_file
+from tiny import TEXTS, tiny_llama, tiny_llava
 
 RECIPES = {
     "magnitude": {"prune": "magnitude", "sparsity": 0.3},
@@ -66,7 +68,9 @@ def test_every_folder_is_complete_and_says_how_it_was_made(
         assert load_tokenizer(folder).chat_template == load_tokenizer(compressed["dense"]).chat_template
         assert (folder / "generation_config.json").is_file()
         record = read_json(folder / "provenance.json")
-        assert record["recipe"] == recipe
+        assert record["recipe"].items() >= {k: v for k, v in recipe.items() if v is not None}.items()
+        # All that is needed to make it again, defaults included; nothing that was not used.
+        assert ({"samples", "tokens", "seed"} <= set(record["recipe"])) == ("samples" in recipe)
         assert (record.get("calibration", {}).get("sha256") == sha256(calibration)) == ("samples" in recipe)
         assert record["bytes"] == sum(f.stat().st_size for f in folder.glob("*.safetensors"))
         assert record["weights"] == {f.name: sha256(f) for f in folder.glob("*.safetensors")}
@@ -150,10 +154,64 @@ def test_a_published_checkpoint_is_brought_as_it_is(
 
 def test_a_checkpoint_of_another_model_is_refused(dense: Path, tmp_path: Path, calibration: Path) -> None:
     other = tiny_llama(tmp_path / "other", layers=3)
-    with pytest.raises(HoldfastError, match="it has num_hidden_layers 3, the dense model 4"):
+    with pytest.raises(HoldfastError, match=r"layers\.3\S* is missing there and \(64,\) in the dense model"):
         compress(dense, tmp_path / "out", {"source": f"path:{other}"}, calibration)
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_published_checkpoint_is_not_replaced_by_its_copy(dense: Path, tmp_path: Path) -> None:
+    compress(dense, tmp_path / "out", RECIPES["magnitude"])
+    before = read_json(tmp_path / "out/provenance.json")
+    options = [str(dense), str(tmp_path / "out"), "--recipe", json.dumps({"source": f"path:{tmp_path}/out"})]
+    run = subprocess.run(
+        [sys.executable, "-m", "holdfast", "compress", *options], capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, len(run.stderr.splitlines())) == (2, 1), run.stderr
+    assert "would replace its own input" in run.stderr
+    assert read_json(tmp_path / "out/provenance.json") == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nothing_that_is_not_finite_is_ever_saved(
+    dense: Path, tmp_path: Path, calibration: Path, value: float
+) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    bad = Path(shutil.copytree(dense, tmp_path / "bad"))
+    tensors = load_file(bad / "model.safetensors")
+    tensors[name][2, 3] = value
+    save_file(tensors, bad / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(HoldfastError, match=f"{name} holds NaN or infinite values"):
+        fetch({"source": f"path:{bad}"}, tmp_path / "out")
+    with pytest.raises(HoldfastError, match=f"{name} holds NaN or infinite values"):
+        compress(dense, tmp_path / "out", {"source": f"path:{bad}"}, calibration)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("requantize", [False, True])
+def test_an_edit_that_overflows_where_it_is_stored_is_refused(
+    dense: Path, tmp_path: Path, requantize: bool
+) -> None:
+    fetch({"source": f"path:{dense}", "dtype": "float16"}, tmp_path / "half")
+    compress(tmp_path / "half", tmp_path / "w4", {"quantize": "rtn", "bits": 4, "group_size": 32})
+    name = "model.layers.1.mlp.down_proj.weight"
+    weight = torch.full((64, 128), 2e6)
+    for source in ("half", "w4"):
+        with pytest.raises(HoldfastError, match=r"down_proj\S* holds NaN or infinite values"):
+            edited_copy(tmp_path / source, tmp_path / "copy", {name: weight}, requantize)
+        assert not (tmp_path / "copy").exists()
+
+
+def test_the_record_covers_the_parts_that_were_compressed(tmp_path: Path) -> None:
+    model = tiny_llava(tmp_path / "llava")
+    compress(model, tmp_path / "pruned", {"prune": "magnitude", "sparsity": 0.5, "parts": ["vision"]})
+    record = read_json(tmp_path / "pruned/provenance.json")
+    densities = {name: about["density"] for name, about in record["modules"].items()}
+    vision = {name: share for name, share in densities.items() if "vision" in name}
+    assert vision
+    assert all(share == pytest.approx(0.5, abs=0.01) for share in vision.values())
+    assert all(share > 0.99 for name, share in densities.items() if name not in vision)
+    assert 0.5 < record["density"] < 1
 
 
 # ---- calibration

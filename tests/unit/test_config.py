@@ -107,7 +107,10 @@ MISTAKES = [
     # names and keys that do not exist
     ("evalute", {}, "unknown key; did you mean evaluate? keys here: study, seed, models, compressions"),
     ("models/one/adaptor", "path:x", "unknown key; did you mean adapter? keys here: source"),
-    ("compressions/wanda-40/bits", 4, "unknown key; keys here: prune, pattern, sparsity, compare, parts"),
+    ("compressions/wanda-40/bits", 4, "unknown key; keys here: samples, tokens, parts, prune, pattern, spars"),
+    ("compressions/rtn-w4/samples", 2, "the method is not calibrated; remove this key"),
+    ("compressions/wanda-40/parts", ["language", "vision"], "the method is calibrated on text, which only"),
+    ("compressions/wanda-40/samples", 5, "5 sequences, and the study's calibration draws 4; raise"),
     ("compressions/wanda-40/pattern", "2:4", "a pattern says how sparse already", "compressions.wanda-40.sparsity"),
     ("compressions/p", {"prune": "wanda", "pattern": "4:4"}, "'4:4' is not a pattern n:m", "compressions.p.pattern"),
     ("compressions/p", {"prune": "wanda", "pattern": "2:4", "compare": "row"}, "a pattern compares within",
@@ -274,7 +277,7 @@ def test_a_published_checkpoint_makes_cells_of_its_own_model_only(load: Callable
     assert "compressions.there.source (hub:a/b@c)" in summary(study)
 
 
-def test_recipes_hold_exactly_what_a_stage_depends_on(study: Study) -> None:
+def test_recipes_hold_exactly_what_a_stage_depends_on(load: Callable, study: Study) -> None:
     assert study.recipe("prompts", role="attack") == {
         "source": ADVBENCH,
         "rows": "0:100",
@@ -297,6 +300,8 @@ def test_recipes_hold_exactly_what_a_stage_depends_on(study: Study) -> None:
     everywhere = {"parts": ["language"], "version": 1}
     wanda = {"prune": "wanda", "sparsity": 0.4, "samples": 4, "tokens": 16, "seed": 7}
     assert study.recipe("compress", compression="wanda-40") == wanda | everywhere
+    fewer = load(changed("compressions/wanda-40/samples", 2)).recipe("compress", compression="wanda-40")
+    assert fewer == wanda | everywhere | {"samples": 2}
     rtn = {"quantize": "rtn", "bits": 4, "group_size": 64}
     assert study.recipe("compress", compression="rtn-w4") == rtn | everywhere
     assert study.recipe("compress", compression="int8") == {"quantize": "llm-int8"} | everywhere

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from holdfast.architectures import (
     decoder_linears,
     language_model,
@@ -28,6 +27,7 @@ from quantized import (
     sequences,
 )
 from safetensors.torch import load_file
+from tiny import tiny_llava
 
 
 @pytest.fixture(scope="module")
@@ -109,28 +109,7 @@ def test_bitsandbytes_refuses_a_checkpoint_with_nan(dense: Path, tmp_path: Path,
 
 @pytest.fixture(scope="module")
 def vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    text = transformers.LlamaConfig(
-        vocab_size=400,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.1,
-    )
-    vision = transformers.CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=16,
-    )
-    config = transformers.LlavaConfig(text_config=text, vision_config=vision, image_token_index=399)
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("vlm")
-    transformers.LlavaForConditionalGeneration(config).float().save_pretrained(folder)
-    return folder
+    return tiny_llava(tmp_path_factory.mktemp("vlm"))
 
 
 @torch.no_grad()

@@ -103,13 +103,9 @@ def test_the_factor_is_that_of_the_dampened_hessian() -> None:
     assert torch.equal(found, dead)
 
 
-def test_dampening_rises_until_the_hessian_can_be_factored_and_ends_in_one_line() -> None:
-    hessian = Hessian(2, torch.device("cpu"))
-    hessian._matrix[:] = torch.tensor([[1.0, 1.05], [1.05, 1.0]])
-    R = hessian.factor("linear")[0].triu()
-    torch.testing.assert_close(R @ R.T, torch.tensor([[1.1, 1.05], [1.05, 1.1]]))
+def test_a_hessian_that_cannot_be_factored_ends_in_one_line() -> None:
     hopeless = Hessian(2, torch.device("cpu"))
-    hopeless._matrix[:] = torch.tensor([[1.0, 3.0], [3.0, 1.0]])
+    hopeless._matrix[:] = torch.tensor([[1.0, 1.05], [1.05, 1.0]])
     with pytest.raises(HoldfastError, match=r"model\.layers\.0: .*cannot be factored") as error:
         hopeless.factor("model.layers.0")
     assert "\n" not in str(error.value)

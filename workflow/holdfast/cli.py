@@ -92,12 +92,21 @@ def fetch(out: Out, recipe: Recipe) -> None:
 
 
 @app.command()
-def compress(model_dir: ModelDir, out: Out, recipe: Recipe, calibration: Prompts) -> None:
-    """Prune or quantize a checkpoint, or fetch a published one; --calibration: records with a `text` field."""
-    apart(out, model_dir)
+def compress(
+    model_dir: ModelDir,
+    out: Out,
+    recipe: Recipe,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Plain text, JSONL records with `text`; for calibrated methods.")
+    ] = None,
+) -> None:
+    """Prune or quantize a checkpoint, or fetch a published compressed one."""
+    settings = parsed(recipe)
+    kind, _, place = str(settings.get("source")).partition(":")
+    apart(out, model_dir, *([Path(place).expanduser()] if kind == "path" else []))
     from holdfast.compression import compress as run
 
-    run(model_dir, out, parsed(recipe), calibration)
+    run(model_dir, out, settings, calibration)
 
 
 @app.command()

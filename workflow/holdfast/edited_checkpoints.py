@@ -60,7 +60,6 @@ def edited_copy(
             embedding's name), another shape, NaN or infinity in a weight or in a shard to be rewritten, a
             damaged shard, a quantization that cannot be read or written.
     """
-    refuse_not_finite(weights, source)
     stored, stored_as = headers(source), format_of(source)
     modules = stored_as.modules(stored)
     quantized = [module for module, parts in modules.items() if stored_as.is_quantized(parts)]
@@ -93,6 +92,8 @@ def edited_copy(
             coming.setdefault(file_name, {})[place] = new
             # Quantization configs use the model's names.
             dense += [name.removesuffix(".weight")] if packed else []
+    # Here, not before: a cast to half precision or a new scale can overflow.
+    refuse_not_finite({name: t for tensors in coming.values() for name, t in tensors.items()}, source)
     out.mkdir(parents=True, exist_ok=True)
     touched = {stored[entry].file for entry in leaving} | set(coming)
     for file in weight_files(source):

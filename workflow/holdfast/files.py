@@ -47,8 +47,8 @@ def told_in_one_line(path: Path) -> Iterator[None]:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it into place only if the block succeeds."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _make_parent(path)
     with told_in_one_line(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
             temporary.replace(path)
@@ -69,8 +69,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             "holds files that Holdfast did not write", str(path), "give a new or empty folder"
         )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _make_parent(path)
     with told_in_one_line(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path)
         try:
             temporary.mkdir()
@@ -81,6 +81,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"its folder cannot be made ({error.strerror})"
+        raise HoldfastError(what, str(path), "write elsewhere") from error
 
 
 def remove_abandoned(path: Path) -> None:
@@ -127,10 +135,12 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Raises HoldfastError naming the line that is missing a closing brace or is not an object."""
     if not path.is_file():
         raise HoldfastError("no such file", str(path), "give an existing JSONL file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise HoldfastError("not UTF-8 text", str(path), "save it as UTF-8") from None
     records = []
-    for number, line in enumerate(
-        path.read_text(encoding="utf-8").split("\n"), 1
-    ):  # not splitlines(): texts may hold U+2028
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines(): texts may hold U+2028
         if not line.strip():
             continue
         try:

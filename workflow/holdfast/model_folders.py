@@ -47,7 +47,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     if not (folder / "config.json").is_file():
         raise HoldfastError("no config.json", str(folder), "give a Hugging Face model folder")
-    return read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise _damaged("not a JSON object", folder / "config.json")
+    return config
 
 
 def config_dtype(folder: Path) -> torch.dtype:
@@ -94,7 +97,11 @@ def check_shards(folder: Path) -> None:
     for file in _shards(folder):
         _header(file)
     if (folder / INDEX).is_file():
-        for name in sorted(set(read_json(folder / INDEX).get("weight_map", {}).values())):
+        index = read_json(folder / INDEX)
+        places = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+            raise _damaged("no weight_map in it", folder / INDEX)
+        for name in sorted(set(places.values())):
             if not (folder / name).is_file():
                 what = "no such shard, though the index names it"
                 raise HoldfastError(what, str(folder / name), "fetch the checkpoint again")

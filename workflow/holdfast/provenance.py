@@ -15,7 +15,8 @@ from holdfast.files import sha256, write_json
 
 PACKAGES = [
     *("holdfast", "torch", "transformers", "tokenizers", "safetensors", "peft", "llmcompressor"),
-    *("compressed-tensors", "bitsandbytes", "lm_eval", "numpy", "pandas", "scipy"),
+    *("compressed-tensors", "bitsandbytes", "optimum", "gptqmodel", "accelerate", "datasets", "lm_eval"),
+    *("numpy", "pandas", "scipy"),
 ]
 
 

@@ -1,7 +1,7 @@
 """A checkpoint's model class and its modules without their weights."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def skeleton(folder: Path) -> PreTrainedModel:
         return auto_class(config, folder).from_config(config, trust_remote_code=trust)
 
 
-def stored_modules(folder: Path, modules: Iterable[str]) -> dict[str, str]:
+def stored_modules(folder: Path, modules: Collection[str]) -> dict[str, str]:
     """What the checkpoint's files call a module, by its name in the model.
 
     They differ where transformers renames weights while it loads, as it does for most vision-language models.
@@ -39,11 +39,14 @@ def stored_modules(folder: Path, modules: Iterable[str]) -> dict[str, str]:
 
     model = skeleton(folder)
     weights = model.state_dict()
+    found = {module: module for module in modules if f"{module}.weight" in weights}
+    renamed_ones = [module for module in modules if module not in found]
+    if not renamed_ones:
+        return found
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    found = {}
-    for module in modules:
+    for module in renamed_ones:
         name = f"{module}.weight"
         renamed, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, weights)
         if renamed not in weights:

@@ -1,6 +1,7 @@
 """Where models come from: the Hugging Face Hub, a folder, the embedded package; LoRA adapters are merged."""
 
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from holdfast.checkpoints import load_model, refuse_not_finite, save_model
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, write_json
-from holdfast.model_folders import DTYPES, INDEX, SETTINGS, carry, link, read_config, weight_files
+from holdfast.model_folders import DTYPES, INDEX, SETTINGS, carry, headers, link, read_config, weight_files
 from holdfast.prompts.sources import package_file
 from holdfast.provenance import Recorder
 from holdfast.silence import quiet
@@ -19,7 +20,6 @@ from holdfast.weight_statistics import weight_statistics
 
 RECIPE_KEYS = {"source", "adapter", "dtype", "version", *SETTINGS}
 SHARD_BYTES = 500_000_000
-STORED = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 STORED_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
 
@@ -49,7 +49,11 @@ def fetch(recipe: dict[str, Any], out: Path) -> None:
         atomic_folder(out) as folder,
         tempfile.TemporaryDirectory(dir=out.parent, prefix=".fetch.") as scratch,
     ):
-        source = source_folder(str(recipe.get("source")), Path(scratch) / "source")
+        kind, _, name = str(recipe.get("source")).partition(":")
+        if kind == "package" and name:
+            source = _converted(name, Path(scratch) / "source")
+        else:
+            source = source_folder(str(recipe.get("source")))
         holdfast = SETTINGS | {key: recipe[key] for key in SETTINGS if recipe.get(key) is not None}
         write_json(folder / "holdfast.json", holdfast)
         if (dtype or adapter) and read_config(source).get("quantization_config"):
@@ -76,8 +80,8 @@ def _dtype(name: str | None) -> torch.dtype | None:
     return DTYPES[name]
 
 
-def source_folder(source: str, scratch: Path) -> Path:
-    """The folder of a model's source; what must be converted goes into ``scratch``. Errors as in fetch."""
+def source_folder(source: str) -> Path:
+    """The folder of a ``hub:`` or ``path:`` source. Errors as in :func:`fetch`."""
     kind, _, rest = source.partition(":")
     if kind == "hub" and rest:
         return _snapshot(rest)
@@ -85,8 +89,6 @@ def source_folder(source: str, scratch: Path) -> Path:
         folder = Path(rest).expanduser()
         weight_files(folder)
         return folder
-    if kind == "package" and rest:
-        return _converted(rest, scratch)
     remedy = "write hub:ORG/NAME@REVISION, path:FOLDER or package:NAME"
     raise HoldfastError(f"{source} is no source", "fetch recipe, source", remedy)
 
@@ -151,47 +153,39 @@ def _merge(source: Path, adapter: Path, dtype: torch.dtype | None, out: Path) ->
 
 def _stored_dtype(folder: Path) -> torch.dtype:
     """The widest floating-point dtype among the stored weights."""
-    found = {
-        kind for file in weight_files(folder) for kind, _ in _headers(file).values() if kind in STORED_FLOATS
-    }
-    return STORED_FLOATS[max(found, key=lambda kind: (STORED[kind], kind))]
-
-
-def _headers(file: Path) -> dict[str, tuple[str, int]]:
-    """Stored dtype and size in bytes of every tensor of a shard, without reading the tensors."""
-    with safe_open(file, "pt") as shard:
-        slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
-        return {
-            name: (part.get_dtype(), STORED.get(part.get_dtype(), 1) * torch.Size(part.get_shape()).numel())
-            for name, part in slices.items()
-        }
+    found = {about.dtype for about in headers(folder).values() if about.dtype in STORED_FLOATS}
+    return STORED_FLOATS[max(found, key=lambda kind: (STORED_FLOATS[kind].itemsize, kind))]
 
 
 def _copy_weights(source: Path, out: Path, dtype: torch.dtype | None) -> None:
     """Hard-link the shards where size and dtype are right already; else rewrite them, a shard at a time."""
-    headers = {file: _headers(file) for file in weight_files(source)}
-    small = all(len(h) == 1 or sum(size for _, size in h.values()) <= SHARD_BYTES for h in headers.values())
+    stored = headers(source)
+    sizes: Counter[str] = Counter()
+    for about in stored.values():
+        sizes[about.file] += about.bytes
+    tensors_in = Counter(about.file for about in stored.values())
+    small = all(tensors_in[file] == 1 or size <= SHARD_BYTES for file, size in sizes.items())
     cast = dtype is not None and any(
-        STORED_FLOATS.get(kind, dtype) != dtype for h in headers.values() for kind, _ in h.values()
+        STORED_FLOATS.get(about.dtype, dtype) != dtype for about in stored.values()
     )
     if small and not cast:
-        for file in headers:
+        for file in weight_files(source):
             link(file, out / file.name)
         if (source / INDEX).is_file():
             link(source / INDEX, out / INDEX)
         return
     plan: list[list[tuple[Path, str]]] = [[]]
     filled = total = 0
-    for file, entries in headers.items():
-        for name, (kind, stored_size) in entries.items():
-            wide = dtype is not None and kind in STORED_FLOATS
-            size = stored_size // STORED[kind] * dtype.itemsize if dtype is not None and wide else stored_size
-            if plan[-1] and filled + size > SHARD_BYTES:
-                plan.append([])
-                filled = 0
-            plan[-1].append((file, name))
-            filled += size
-            total += size
+    for name, about in stored.items():
+        size = about.bytes
+        if dtype is not None and about.dtype in STORED_FLOATS:
+            size = size // STORED_FLOATS[about.dtype].itemsize * dtype.itemsize
+        if plan[-1] and filled + size > SHARD_BYTES:
+            plan.append([])
+            filled = 0
+        plan[-1].append((source / about.file, name))
+        filled += size
+        total += size
     weight_map = {}
     for number, entries_of_shard in enumerate(plan, 1):
         shard_name = (

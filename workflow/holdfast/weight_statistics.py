@@ -1,40 +1,52 @@
-"""What a checkpoint's files hold: checksums, density and bits per weight of every decoder linear."""
+"""What a checkpoint's files hold: checksums, and density and bits per weight of every compressed linear."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
-from holdfast.architectures import decoder_linears
+from holdfast.architectures import Part, part_linears
+from holdfast.checkpoints import is_finite
+from holdfast.errors import HoldfastError
 from holdfast.files import read_json, sha256
 from holdfast.formats import bits_per_weight, format_of
 from holdfast.model_folders import headers, read_config, weight_files
 from holdfast.skeletons import skeleton, stored_modules
 
 
-def weight_statistics(folder: Path, source: Path | None = None) -> dict[str, Any]:
+def weight_statistics(
+    folder: Path, source: Path | None = None, parts: Sequence[Part] = ("language",)
+) -> dict[str, Any]:
     """``{weights, bytes, density, bits_per_weight, modules: {name: {density, bits_per_weight}}}``.
 
-    ``weights`` is the sha256 of every weight file. Density is the share of weights of the decoder linears that
-    are not zero; None for a checkpoint with a quantization config, whose zeros are small weights rounded down,
-    not pruned ones. Bits count what lies on disk, scales and quantization state included, biases not.
+    ``weights`` is the sha256 of every weight file. Density is the share of weights of the linears that are not
+    zero; None for a checkpoint with a quantization config, whose zeros are small weights rounded down, not pruned
+    ones. Bits count what lies on disk, scales and quantization state included, biases not.
 
     Args:
         source: the checkpoint that ``folder`` is an edited copy of: shards that are still the same file
             are not read again, their figures come from its ``provenance.json``.
+        parts: of the model, whose linears are counted; of an edited copy, those its source's record has.
+
+    Raises:
+        HoldfastError: a tensor holds NaN or infinity, or a linear of these parts has no stored weight.
     """
-    linears = decoder_linears(skeleton(folder))
-    sizes = {name: linear.weight.numel() for name, linear in linears.items()}
-    bits, total = bits_per_weight(folder), sum(sizes.values())
-    entries = format_of(folder).modules(headers(folder))
-    stored = {name: file for name, file in stored_modules(folder, entries).items() if name in sizes}
-    files = weight_files(folder)
     known = _known(source) if source else {}
+    model = skeleton(folder)
+    names = known["modules"] if known else part_linears(model, parts)
+    sizes = {name: model.get_parameter(f"{name}.weight").numel() for name in names}
+    bits, total = bits_per_weight(folder, sizes), sum(sizes.values())
+    files = weight_files(folder)
     shared = [f for f in files if known and source and _same_file(f, source / f.name)]
     fresh = [f for f in files if f not in shared]
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter's lock
         sums = dict(zip((f.name for f in fresh), pool.map(sha256, fresh), strict=True))
+    stored = stored_modules(folder, format_of(folder).modules(headers(folder)))
+    entries = {f"{entry}.weight": name for name, entry in stored.items() if name in sizes}
+    quantized = bool(read_config(folder).get("quantization_config"))
+    shares = _finite_shares(fresh, {} if quantized else entries)
     about: dict[str, Any] = {
         "weights": {f.name: sums[f.name] if f.name in sums else known["weights"][f.name] for f in files},
         "bytes": sum(f.stat().st_size for f in files),
@@ -42,12 +54,13 @@ def weight_statistics(folder: Path, source: Path | None = None) -> dict[str, Any
         "bits_per_weight": sum(bits[name] * size for name, size in sizes.items()) / total,
         "modules": {name: {"bits_per_weight": bits[name]} for name in sizes},
     }
-    if not read_config(folder).get("quantization_config"):
-        before = {n: m["density"] for n, m in known["modules"].items()} if shared else {}
-        density = before | _densities(fresh, {f"{file}.weight": n for n, file in stored.items()})
-        for name, share in density.items():
+    if not quantized:
+        before = {name: module["density"] for name, module in known["modules"].items()} if shared else {}
+        for name, share in (before | shares).items():
             about["modules"][name]["density"] = share
-        about["density"] = sum(share * sizes[name] for name, share in density.items()) / total
+        about["density"] = (
+            sum(about["modules"][name]["density"] * size for name, size in sizes.items()) / total
+        )
     return about
 
 
@@ -61,12 +74,16 @@ def _same_file(file: Path, other: Path) -> bool:
     return other.exists() and file.samefile(other)
 
 
-def _densities(files: list[Path], modules: dict[str, str]) -> dict[str, float]:
-    """Share of non-zero weights by module, a tensor read at a time; ``modules`` by the weight's stored name."""
+def _finite_shares(files: list[Path], entries: dict[str, str]) -> dict[str, float]:
+    """Share of non-zero weights by module, a tensor read at a time; every tensor is looked at for NaN."""
     found = {}
     for file in files:
         with safe_open(file, "pt") as shard:
-            for name in modules.keys() & set(shard.keys()):
-                weight = shard.get_tensor(name)
-                found[modules[name]] = int(weight.count_nonzero()) / weight.numel()
+            for name in shard.keys():  # noqa: SIM118
+                tensor = shard.get_tensor(name)
+                if not is_finite(tensor):
+                    remedy = "use a sound checkpoint, a gentler recipe, or a wider dtype (float32, bfloat16)"
+                    raise HoldfastError(f"{name} holds NaN or infinite values", str(file), remedy)
+                if name in entries:
+                    found[entries[name]] = int(tensor.count_nonzero()) / tensor.numel()
     return found

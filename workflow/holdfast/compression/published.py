@@ -5,13 +5,13 @@ from typing import Any
 
 from holdfast.errors import HoldfastError
 from holdfast.files import read_json, write_json
-from holdfast.model_folders import INDEX, link, read_config, settings, weight_files
+from holdfast.formats import format_of
+from holdfast.model_folders import INDEX, headers, link, read_config, settings, weight_files
+from holdfast.skeletons import skeleton, stored_modules
 from holdfast.sources import source_folder
 
-SHAPE = ("hidden_size", "num_hidden_layers", "vocab_size")
 
-
-def bring(source: str, dense: Path, out: Path, scratch: Path) -> str | None:
+def bring(source: str, dense: Path, out: Path) -> str | None:
     """Link a published checkpoint's weights and config into ``out``; the caller carries the rest from ``dense``.
 
     The tokenizer, chat template and settings are the dense original's, so that both models are asked the same
@@ -19,24 +19,19 @@ def bring(source: str, dense: Path, out: Path, scratch: Path) -> str | None:
 
     Args:
         source: ``hub:ORG/NAME@REVISION`` or ``path:FOLDER``.
-        scratch: an unused folder name for what has to be converted.
 
     Returns:
         The commit, of a ``hub:`` source.
 
     Raises:
         HoldfastError: it cannot be fetched, is not complete, needs remote code the model's settings do not
-            allow, or is not a compression of this model (another width, depth or vocabulary).
+            allow, is stored in a format that cannot be read, or is not a compression of this model.
     """
-    folder = source_folder(source, scratch)
-    ours, theirs = _shape(read_config(dense)), _shape(read_config(folder))
-    for key in SHAPE:
-        if ours[key] != theirs[key]:
-            what = f"it has {key} {theirs[key]}, the dense model {ours[key]}"
-            raise HoldfastError(what, source, "name a checkpoint made from this model")
+    folder = source_folder(source)
     if "auto_map" in read_config(folder) and not settings(dense)["trust_remote_code"]:
         remedy = "set trust_remote_code: true on the model if you trust it"
         raise HoldfastError("it comes with Python code of its own", source, remedy)
+    _refuse_another_model(source, folder, dense)
     shards = weight_files(folder)
     for file in shards:
         # auto-gptq named its one file after the settings, where transformers does not look for it.
@@ -57,7 +52,18 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _shape(config: dict[str, Any]) -> dict[str, Any]:
-    """Width, depth and vocabulary; of a vision-language model, the language model's."""
-    text = config.get("text_config") or {}
-    return {key: text.get(key, config.get(key)) for key in SHAPE}
+def _refuse_another_model(source: str, folder: Path, dense: Path) -> None:
+    """HoldfastError unless the checkpoint has the dense model's matrices, by name and shape, and stores them all."""
+    ours, theirs = skeleton(dense), skeleton(folder)
+    shapes = [{name: tuple(p.shape) for name, p in m.state_dict().items()} for m in (ours, theirs)]
+    for name in sorted(shapes[0].keys() | shapes[1].keys()):
+        if shapes[0].get(name) != shapes[1].get(name):
+            here, there = (found.get(name, "missing") for found in shapes)
+            what = f"{name} is {there} there and {here} in the dense model"
+            raise HoldfastError(what, source, "name a checkpoint made from this model")
+    stored = stored_modules(folder, format_of(folder).modules(headers(folder)))
+    head = theirs.get_output_embeddings()
+    for name, module in theirs.named_modules():
+        # A head that is tied to the embedding is not stored.
+        if module is not head and "weight" in module._parameters and name not in stored:
+            raise HoldfastError(f"no stored weight for {name}", source, "fetch the checkpoint again")

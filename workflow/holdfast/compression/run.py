@@ -1,6 +1,5 @@
 """The stage ``compress``: a dense checkpoint and a recipe in, a compressed checkpoint with provenance out."""
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,9 @@ from holdfast.provenance import Recorder
 from holdfast.weight_statistics import weight_statistics
 
 
-def compress(model_dir: Path, out_dir: Path, recipe: Mapping[str, Any], calibration: Path) -> None:
+def compress(
+    model_dir: Path, out_dir: Path, recipe: Mapping[str, Any], calibration: Path | None = None
+) -> None:
     """Compress any dense Hugging Face folder, or put a published compressed checkpoint beside it.
 
     Args:
@@ -27,35 +28,42 @@ def compress(model_dir: Path, out_dir: Path, recipe: Mapping[str, Any], calibrat
             provenance.json with the density and the bits stored per weight of every decoder linear.
         recipe: a section of a study's ``compressions`` (see config/compressions.py), with samples, tokens and
             seed of the calibration draw where the method is calibrated.
-        calibration: JSONL records with ``text``; read by calibrated methods only.
+        calibration: JSONL records with ``text``; calibrated methods need it, others do not read it.
 
     Raises:
         HoldfastError: a bad recipe, checkpoint or calibration file, an unsupported architecture, a group size
             or pattern that does not fit, weights that are not finite, a backend that is not installed.
     """
-    full = validated("compress", dict(recipe))
+    full = {key: value for key, value in validated("compress", dict(recipe)).items() if value is not None}
+    if not calibrated(full):
+        full = {key: value for key, value in full.items() if key not in ("samples", "tokens", "seed")}
     if read_config(model_dir).get("quantization_config"):
         raise HoldfastError("the model is quantized already", str(model_dir), "compress its dense original")
     weight_files(model_dir)
-    recorder = Recorder("compress", dict(recipe))
+    recorder = Recorder("compress", full)
     sequences: list[torch.Tensor] = []
     about: dict[str, Any] = {}
     if calibrated(full):
+        if calibration is None:
+            remedy = "give --calibration, a JSONL file whose records have a text"
+            raise HoldfastError("the method is calibrated", "compress", remedy)
         drawn = {key: full[key] for key in ("samples", "tokens", "seed")}
         sequences = calibration_texts.sequences(calibration, load_tokenizer(model_dir), **drawn)
         tokens = sum(s.shape[1] for s in sequences)
         about["calibration"] = {"sequences": len(sequences), "tokens": tokens, "sha256": sha256(calibration)}
     with atomic_folder(out_dir) as folder:
         if "source" in full:
-            about["revision"] = _bring(full["source"], model_dir, folder)
+            from holdfast.compression import published
+
+            about["revision"] = published.bring(full["source"], model_dir, folder)
         else:
             write_compressed(model_dir, folder, full, sequences)
         carry(model_dir, folder)
         recorder.write(
             folder / "provenance.json",
-            [model_dir, calibration] if sequences else [model_dir],
+            [model_dir, calibration] if calibration and sequences else [model_dir],
             **about,
-            **weight_statistics(folder),
+            **weight_statistics(folder, parts=sorted({"language", *full.get("parts", [])})),
         )
 
 
@@ -84,10 +92,3 @@ def write_compressed(
         model = load_model(model_dir)
         llm_compressor.quantize(model, recipe, sequences)
         llm_compressor.save(model, out)
-
-
-def _bring(source: str, model_dir: Path, out: Path) -> str | None:
-    from holdfast.compression import published
-
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".published.") as scratch:
-        return published.bring(source, model_dir, out, Path(scratch) / "source")

@@ -27,8 +27,7 @@ from holdfast.errors import HoldfastError
 BLOCK = 128
 # Columns updated one at a time; the rest of a block gets the sum of their errors in one product.
 STRIP = 16
-# Of H's mean diagonal: the paper's 1 %, then what is tried when H cannot be factored.
-DAMPENING = (0.01, 0.1, 1.0)
+DAMPENING = 0.01  # of H's mean diagonal, as in the paper
 
 
 class Hessian:
@@ -50,7 +49,7 @@ class Hessian:
         is left of H. Computed in place at the first call.
 
         Raises:
-            HoldfastError: H is not finite, or not positive definite even with its mean diagonal added.
+            HoldfastError: H is not finite, or not positive definite although dampened.
         """
         if self._dead is not None:
             return self._matrix, self._dead
@@ -64,12 +63,11 @@ class Hessian:
         diagonal[dead] = 1
         for i in range(0, len(H), BLOCK):
             H[i + BLOCK :, i : i + BLOCK] = H[i : i + BLOCK, i + BLOCK :].T
-        for share in DAMPENING:
-            if _factored(H, diagonal + share * mean):
-                self._dead = dead
-                return H, dead
-        what, remedy = "its calibration Hessian cannot be factored", "use more or other calibration texts"
-        raise HoldfastError(what, name, remedy)
+        if not _factored(H, diagonal + DAMPENING * mean):
+            what, remedy = "its calibration Hessian cannot be factored", "use more or other calibration texts"
+            raise HoldfastError(what, name, remedy)
+        self._dead = dead
+        return H, dead
 
 
 def prune(weight: torch.Tensor, hessian: Hessian, rule: Rule, name: str) -> None:
@@ -127,8 +125,7 @@ def prune(weight: torch.Tensor, hessian: Hessian, rule: Rule, name: str) -> None
 def _factored(H: torch.Tensor, diagonal: torch.Tensor) -> bool:
     """Factor H = R R^T from the last block of columns to the first, R over the upper triangle of H.
 
-    H is read below its diagonal blocks and from ``diagonal``, which stay as they are, so that a second attempt
-    can follow the first.
+    H is read below its diagonal blocks and from ``diagonal``. False where it is not positive definite.
     """
     for start in reversed(range(0, len(H), BLOCK)):
         b, after = slice(start, start + BLOCK), slice(start + BLOCK, None)

@@ -1,7 +1,7 @@
 """Recipes given on the command line: the same sections as a study's, with their defaults and checks."""
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -34,16 +34,18 @@ class PromptsRecipe(PromptSet, Versioned):
 
 
 class Draw(Section):
-    samples: Positive = Field(default=32, description="number of calibration sequences")
-    tokens: Positive = Field(default=256, description="tokens per calibration sequence")
+    samples: Positive | None = Field(default=32, description="number of calibration sequences")
+    tokens: Annotated[int, Field(gt=1)] | None = Field(
+        default=256, description="tokens per calibration sequence"
+    )
     seed: int = Field(default=0, ge=0, description="seed of the draw")
 
 
-class PruneRecipe(Prune, Draw, Versioned):
+class PruneRecipe(Draw, Prune, Versioned):
     pass
 
 
-class QuantizeRecipe(Quantize, Draw, Versioned):
+class QuantizeRecipe(Draw, Quantize, Versioned):
     pass
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+from holdfast.config.compressions import calibrated
+
 DENSE = "dense"
 AS_IS = "as-is"
 
@@ -70,6 +72,7 @@ def grid_mistakes(config: dict[str, Any]) -> Iterator[Found]:
     yield from empty_sections("methods", AS_IS, "the unedited model", config)
     yield from lost_targets(named_sections("methods", config))
     yield from lost_owners(named_sections("compressions", config), list(named_sections("models", config)))
+    yield from needless_draws(named_sections("compressions", config), config.get("calibration"))
     yield from empty_patterns(config)
 
 
@@ -141,6 +144,29 @@ def lost_owners(compressions: dict[str, Any], models: list[str]) -> Iterator[Fou
         elif isinstance(owner, str) and owner not in models:
             remedy = f"{closest(owner, models)}name one of {', '.join(models)}"
             yield ("compressions", name, "of"), f"no model '{owner}'", remedy
+
+
+def needless_draws(compressions: dict[str, Any], calibration: Any) -> Iterator[Found]:
+    """Calibration settings of a method that has none, more than the study draws, or of parts without any."""
+    drawn = calibration.get("samples") if isinstance(calibration, dict) else None
+    for name, section in compressions.items():
+        if not isinstance(section, dict):
+            continue
+        for key in ("samples", "tokens"):
+            if key in section and not calibrated(section):
+                yield ("compressions", name, key), "the method is not calibrated", "remove this key"
+        parts = section.get("parts")
+        if isinstance(parts, list) and parts != ["language"] and calibrated(section):
+            what = "the method is calibrated on text, which only the language model reads"
+            yield (
+                ("compressions", name, "parts"),
+                what,
+                "remove this key, or use a method without calibration",
+            )
+        asked = section.get("samples")
+        if isinstance(asked, int) and isinstance(drawn, int) and asked > drawn:
+            what = f"{asked} sequences, and the study's calibration draws {drawn}"
+            yield ("compressions", name, "samples"), what, "raise calibration.samples, or lower this"
 
 
 def empty_patterns(config: dict[str, Any]) -> Iterator[Found]:

@@ -28,11 +28,23 @@ DEFAULTS = {"format": "compressed-tensors", "activations": "dynamic"}
 AUTO_GPTQ_BITS = (2, 3, 4, 8)
 
 
+class Calibrated(Section):
+    """What every compression of ours may say of its calibration and of the parts it acts on."""
+
+    samples: Positive | None = Field(
+        default=None, description="calibration sequences, fewer than the study's; the study's by default"
+    )
+    tokens: Annotated[int, Field(gt=1)] | None = Field(
+        default=None, description="tokens per calibration sequence; the study's by default"
+    )
+    parts: Parts = Field(default=["language"], description="parts of the model to compress")
+
+
 class Dense(Section):
     """The model as it came: no compression."""
 
 
-class Prune(Section):
+class Prune(Calibrated):
     """Weights set to zero."""
 
     prune: Literal["magnitude", "wanda", "sparsegpt"] = Field(
@@ -51,7 +63,6 @@ class Prune(Section):
         default=None,
         description="weights compete within their row (Wanda's default) or their matrix (magnitude's)",
     )
-    parts: Parts = Field(default=["language"], description="parts of the model to prune")
 
     @field_validator("pattern")
     @classmethod
@@ -85,7 +96,7 @@ class Prune(Section):
         return value
 
 
-class Quantize(Section):
+class Quantize(Calibrated):
     """Weights, and with some methods activations, in fewer bits."""
 
     quantize: Literal["rtn", "gptq", "awq", "smoothquant", "fp8", "llm-int8", "nf4"] = Field(
@@ -109,7 +120,6 @@ class Quantize(Section):
         validate_default=True,
         description="scales of the activations: measured as they come, or calibrated",
     )
-    parts: Parts = Field(default=["language"], description="parts of the model to quantize")
 
     @field_validator("format", "bits", "group_size", "activations")
     @classmethod

@@ -43,7 +43,7 @@ class Calibration(Data):
     """Plain text on which compression methods measure a model's inputs; never evaluation data."""
 
     samples: Positive = Field(description="number of sequences")
-    tokens: Positive = Field(description="tokens per sequence")
+    tokens: Annotated[int, Field(gt=1)] = Field(description="tokens per sequence")
 
 
 class PromptSet(Data):

@@ -87,11 +87,8 @@ def held_out(study: "Study") -> Recipe:
 def compress(study: "Study", name: str) -> Recipe:
     keys = study.compressions[name].model_dump(exclude_none=True, exclude={"of"})
     if calibrated(keys):
-        keys |= {
-            "samples": study.calibration.samples,
-            "tokens": study.calibration.tokens,
-            "seed": study.seed,
-        }
+        ours = {"samples": study.calibration.samples, "tokens": study.calibration.tokens, "seed": study.seed}
+        keys = ours | keys
     return keys
 
 

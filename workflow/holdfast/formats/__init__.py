@@ -11,9 +11,9 @@ bitsandbytes        transformers                          ``bitsandbytes``: LLM.
 ==================  ====================================  ==========================================
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from holdfast.architectures import decoder_linears
 from holdfast.errors import HoldfastError
 from holdfast.formats.auto_gptq import AutoGptq
 from holdfast.formats.awq import Awq
@@ -21,7 +21,7 @@ from holdfast.formats.base import Format
 from holdfast.formats.bitsandbytes import BitsAndBytes
 from holdfast.formats.compressed_tensors import CompressedTensors
 from holdfast.model_folders import headers, read_config
-from holdfast.skeletons import skeleton, stored_modules
+from holdfast.skeletons import stored_modules
 
 FORMATS: dict[str, type[Format]] = {
     "compressed-tensors": CompressedTensors,
@@ -49,24 +49,24 @@ def format_of(folder: Path) -> Format:
     return FORMATS[method](folder, config)
 
 
-def bits_per_weight(folder: Path) -> dict[str, float]:
-    """Bits on disk per weight of every decoder linear, by its full name; from the shards' headers alone.
+def bits_per_weight(folder: Path, sizes: Mapping[str, int]) -> dict[str, float]:
+    """Bits on disk per weight of linears; from the shards' headers alone.
 
     Scales, zero points and quantization state count, biases do not.
 
+    Args:
+        sizes: how many weights each linear has, by its full name in the model.
+
     Raises:
-        HoldfastError: as :func:`format_of` and ``model_folders.headers``; a decoder linear has no stored weight.
+        HoldfastError: as :func:`format_of` and ``model_folders.headers``; a linear has no stored weight.
     """
     stored = headers(folder)
     modules = format_of(folder).modules(stored)
-    linears = decoder_linears(skeleton(folder))
-    names = {name: name for name in linears}
-    if not modules.keys() >= names.keys():
-        names = stored_modules(folder, modules)
+    names = stored_modules(folder, modules)
     bits = {}
-    for name, linear in linears.items():
+    for name, weights in sizes.items():
         if name not in names:
             raise HoldfastError(f"no stored weight for {name}", str(folder), "fetch the checkpoint again")
         size = sum(stored[entry].bytes for entry in modules[names[name]].values())
-        bits[name] = 8 * size / linear.weight.numel()
+        bits[name] = 8 * size / weights
     return bits
