@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from holdfast.provenance import package_versions
 from round_trip.measurement import LOGIT_PROMPTS, NEW_TOKENS, PROMPTS, VLLM_DTYPES, Measured
-from round_trip.verdicts import DRIFT, NEAR_TIE, OWN_NOISE, PLAIN_NF4, TOLERANCE, loads_alike
+from round_trip.verdicts import DRIFT, NEAR_TIE, OWN_NOISE, TOLERANCE, loads_alike
 
 COLUMNS = (
     "checkpoint",
@@ -92,8 +92,8 @@ def written(results: Sequence[Measured]) -> str:
             "  `holdfast.checkpoints.load_model` (**max Δ logit**) and, where transformers can, by its",
             "  own `from_pretrained` (**plain transformers**). For auto-gptq the model in memory is transformers with",
             "  gptqmodel's plain kernel on the saved checkpoint; core loads it without gptqmodel. Plain transformers",
-            f"  may differ by {PLAIN_NF4:g} for NF4: on CPUs with AVX-512 bf16 bitsandbytes then multiplies in bf16,",
-            "  which `load_model` switches off, so that every machine gives the same numbers.",
+            "  is shown for NF4 but not judged: on CPUs with AVX-512 bf16 bitsandbytes then multiplies in bf16, which",
+            "  `load_model` switches off, so that every machine gives the same numbers.",
             f"* **vLLM serves it**: it answers; {PROMPTS} harmless prompts, as token ids, {NEW_TOKENS} greedy tokens,",
             f"  in the first of {', '.join(VLLM_DTYPES)} that its kernels take. **same of {PROMPTS}**: prompts whose",
             "  tokens all equal transformers' on the same checkpoint in float32. **largest gap**: where one differs,",

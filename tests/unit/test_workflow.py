@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -207,6 +208,36 @@ def test_new_calibration_compresses_only_what_is_calibrated(rerun: Callable[...,
     one = dict.fromkeys(("compress", "activations", "direction", "compare", "mediate"), 1)
     cells = dict.fromkeys(("generate", "judge", "ability"), 3)
     assert jobs == {"prompts": 1, "disjoint": 1, **one, "edit": 2, **cells, **SUMMED_UP}
+
+
+def test_auto_gptq_is_compressed_in_its_own_environment(tmp_path: Path) -> None:
+    workflow, config = new_workflow(tmp_path / "fresh"), study()
+    auto = {"quantize": "gptq", "bits": 4, "group_size": 64, "format": "auto-gptq"}
+    config["compressions"] = {"dense": {}, "auto": auto, "here": {**auto, "format": "compressed-tensors"}}
+    workflow.write(config)
+    run = workflow.snakemake("--dry-run", "--printshellcmds", "--quiet", "host")
+    shown = run.stdout + run.stderr
+    assert run.returncode == 0, shown
+    commands = re.findall(r"(\S*holdfast) compress \S+ results/small/tiny/(\w+)/", shown)
+    environment = os.path.relpath(ROOT / ".environments/gptqmodel/bin/holdfast", workflow.folder.resolve())
+    assert dict((name, command) for command, name in commands) == {"auto": environment, "here": "holdfast"}
+
+
+def test_a_published_checkpoint_is_brought_again_when_its_files_change(tmp_path: Path) -> None:
+    workflow, config = new_workflow(tmp_path / "fresh"), study(methods={"as-is": {}})
+    published = workflow.folder / "published"
+    published.mkdir()
+    (published / "config.json").write_text("{}")
+    (published / "model.safetensors").write_text("weights")
+    config["compressions"] = {"dense": {}, "there": {"source": "path:published"}}
+    workflow.write(config)
+    run = workflow.snakemake("--cores", "2", "--quiet", "all")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert workflow.planned() == {}
+    (published / "model.safetensors").write_text("other weights")
+    later = time.time() + 5
+    os.utime(published / "model.safetensors", (later, later))
+    assert workflow.planned()["compress"] == 1
 
 
 def test_a_new_task_limit_measures_ability_alone(rerun: Callable[..., dict[str, int]]) -> None:
