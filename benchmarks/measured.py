@@ -1,7 +1,7 @@
 """Run a command and measure it from outside: seconds, and the peak of its memory.
 
-Memory is the process's resident set (VmRSS): what it allocated and what it has mapped of files, a checkpoint's weights
-among them. It is read every 10 ms, so a shorter spike can be missed. Nothing of a GPU's memory is in it.
+Memory is the process's resident set at its highest (VmHWM): what it allocated and what it has mapped of files, a
+checkpoint's weights among them. Nothing of a GPU's memory is in it.
 """
 
 import subprocess
@@ -38,4 +38,4 @@ def resident(pid: int) -> int:
         status = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS:")), 0)
+    return next((int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:")), 0)

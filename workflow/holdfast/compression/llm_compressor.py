@@ -105,6 +105,10 @@ def save(model: PreTrainedModel, out: Path) -> None:
     dense = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not _has_scheme(m)]
     with quiet():
         model.save_pretrained(out, save_compressed=True, max_shard_size=SHARD_SIZE)
+    # llm-compressor's session, which names the recipe to the line above, would hold the model for ever.
+    from llmcompressor.core import reset_session
+
+    reset_session()
     # Vision-language models are stored under older names than they have in memory, the list of what is dense
     # too. vLLM looks modules up by the former, transformers by the latter.
     config = read_json(out / "config.json")

@@ -1,5 +1,6 @@
 """The stage ``compress``: a dense checkpoint and a recipe in, a compressed checkpoint with provenance out."""
 
+import gc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def compress(
             about["revision"] = published.bring(full["source"], model_dir, folder)
         else:
             write_compressed(model_dir, folder, full, sequences)
+            gc.collect()  # a model's modules refer to each other: it would stay while its files are read
         carry(model_dir, folder)
         recorder.write(
             folder / "provenance.json",
