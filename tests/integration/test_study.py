@@ -110,8 +110,15 @@ def test_every_stage_left_its_record_and_page(finished: Path) -> None:
     edit = read_json(results / "tiny/rtn-w4/aird/checkpoint/edit.json")
     control = read_json(results / "tiny/rtn-w4/random-edit/checkpoint/edit.json")
     assert (edit["layers"], edit["alpha"]) == (control["layers"], control["alpha"]) == ([1], 0.5)
-    config = read_json(results / "tiny/rtn-w4/aird/checkpoint/config.json")
-    assert "model.layers.1.self_attn.o_proj" in config["quantization_config"]["ignore"]
+    # Quantized again, both: other weights, no exception in the config, as many bits.
+    before = read_json(results / "tiny/rtn-w4/checkpoint/provenance.json")
+    for name, about in (("aird", edit), ("random-edit", control)):
+        folder = results / "tiny/rtn-w4" / name / "checkpoint"
+        assert about["requantize"] is True
+        assert read_json(folder / "config.json")["quantization_config"]["ignore"] == ["lm_head"]
+        after = read_json(folder / "provenance.json")
+        assert after["weights"] != before["weights"]
+        assert after["modules"] == before["modules"]
 
 
 def test_second_run_starts_no_job(finished: Path) -> None:
