@@ -47,7 +47,8 @@ def cells(measured: Measured) -> tuple[str, ...]:
 def verdicts_in(document: Path) -> dict[str, tuple[str, ...]]:
     """The verdict columns of the table of a written document, by checkpoint."""
     lines = [line.strip("| \n").split(" | ") for line in document.read_text(encoding="utf-8").splitlines()]
-    return {line[0]: tuple(line[1 : 1 + len(VERDICTS)]) for line in lines if len(line) == len(COLUMNS)}
+    rows = [line for line in lines if len(line) == len(COLUMNS)]
+    return {row[0]: tuple(row[1 : 1 + len(VERDICTS)]) for row in rows[2:]}  # below the heading and its rule
 
 
 def refusal(error: str) -> str:
