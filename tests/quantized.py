@@ -1,5 +1,6 @@
 """Tiny models quantized by every method, and what their linears are given on calibration text."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,15 @@ def random_model(folder: Path, family: str, **options: Any) -> Model:
     torch.manual_seed(0)
     transformers.AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
     return load_model(folder)
+
+
+def made_once(dense: Path, folders: Any) -> Callable[[str], Compressed]:
+    """Each method's model when it is first asked for; ``folders`` is pytest's ``tmp_path_factory``."""
+    made: dict[str, Compressed] = {}
+
+    def get(name: str) -> Compressed:
+        if name not in made:
+            made[name] = Compressed(dense, RECIPES[name], folders.mktemp(name))
+        return made[name]
+
+    return get

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import transformers
+from families import llava
 from holdfast.architectures import (
     attention,
     decoder_layers,
@@ -51,22 +52,6 @@ def test_writers_are_found_whatever_their_names(
     names = [n for n in decoder_linears(model) if n.startswith(prefix + ".")]
     assert names == [f"{prefix}.{n}" for n in layer_linears(layers[1])]
     assert not any("head" in name or "embed_out" in name for name in decoder_linears(model))
-
-
-def llava(vision_width: int = 16) -> transformers.PreTrainedModel:
-    vision = transformers.SiglipVisionConfig(
-        hidden_size=vision_width,
-        intermediate_size=24,
-        num_hidden_layers=5,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=16,
-    )
-    return transformers.LlavaForConditionalGeneration(
-        transformers.LlavaConfig(
-            vision_config=vision, text_config=transformers.LlamaConfig(**SIZES, intermediate_size=48)
-        )
-    )
 
 
 def qwen(family: str) -> transformers.PreTrainedModel:

@@ -1,7 +1,7 @@
 import pytest
 import torch
-import transformers
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from families import SEQUENCES, built
 from holdfast.architectures import decoder_layers
 from holdfast.compression import layerwise
 from holdfast.compression.layerwise import compress_layers, writable_weight
@@ -9,23 +9,7 @@ from holdfast.compression.pruning import prune
 from holdfast.errors import HoldfastError
 from torch import nn
 
-SIZES = {
-    "vocab_size": 60,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-}
-SEQUENCES = [torch.randint(1, 60, (1, n), generator=torch.Generator().manual_seed(n)) for n in (20, 13, 20)]
 HALF = {"sparsity": 0.5}
-
-
-def built(family: str, **options: object) -> transformers.PreTrainedModel:
-    config = getattr(transformers, f"{family}Config")(**{**SIZES, **options})
-    torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(config).float().eval().requires_grad_(False)
 
 
 class Counted:

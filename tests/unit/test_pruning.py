@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from accelerate import cpu_offload, disk_offload
 from accelerate.hooks import remove_hook_from_submodules
+from families import SEQUENCES, built, llava
 from holdfast.architectures import decoder_linears, part_linears
 from holdfast.compression import masks
 from holdfast.compression.masks import Rule, magnitude_mask, wanda_mask
@@ -16,16 +16,6 @@ from holdfast.errors import HoldfastError
 from oracles import magnitude, wanda
 from oracles import sparsegpt as sparsegpt_oracle
 
-SIZES = {
-    "vocab_size": 60,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-}
-SEQUENCES = [torch.randint(1, 60, (1, n), generator=torch.Generator().manual_seed(n)) for n in (20, 13, 20)]
 HALF = {"sparsity": 0.5}
 GROUPS: list[dict[str, Any]] = [
     {"sparsity": 0.1, "compare": "row"},
@@ -42,12 +32,6 @@ GROUPS: list[dict[str, Any]] = [
 
 def rule(*, sparsity: float = 0, pattern: tuple[int, int] | None = None, compare: str = "row") -> Rule:
     return Rule(sparsity, pattern, compare)
-
-
-def built(family: str, **options: object) -> transformers.PreTrainedModel:
-    config = getattr(transformers, f"{family}Config")(**{**SIZES, **options})
-    torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(config).float().eval().requires_grad_(False)
 
 
 # ---- masks
@@ -211,20 +195,6 @@ def test_a_width_that_the_pattern_does_not_fit_is_refused_before_anything_is_pru
 
 
 # ---- parts
-
-
-def llava(vision_width: int = 16) -> transformers.PreTrainedModel:
-    vision = transformers.SiglipVisionConfig(
-        hidden_size=vision_width,
-        intermediate_size=24,
-        num_hidden_layers=5,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=16,
-    )
-    return transformers.LlavaForConditionalGeneration(
-        transformers.LlavaConfig(vision_config=vision, text_config=transformers.LlamaConfig(**SIZES))
-    )
 
 
 def test_magnitude_prunes_the_parts_asked_for_and_no_other() -> None:

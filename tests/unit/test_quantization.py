@@ -18,6 +18,7 @@ from quantized import (
     error,
     inputs,
     logits,
+    made_once,
     outlier_llama,
 )
 from safetensors.torch import load_file
@@ -35,14 +36,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def compressed(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Compressed]:
-    made: dict[str, Compressed] = {}
-
-    def get(name: str) -> Compressed:
-        if name not in made:
-            made[name] = Compressed(dense, RECIPES[name], tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return get
+    return made_once(dense, tmp_path_factory)
 
 
 # ---- every method

@@ -43,10 +43,12 @@ def weight_statistics(
     fresh = [f for f in files if f not in shared]
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter's lock
         sums = dict(zip((f.name for f in fresh), pool.map(sha256, fresh), strict=True))
-    stored = stored_modules(folder, format_of(folder).modules(headers(folder)))
-    entries = {f"{entry}.weight": name for name, entry in stored.items() if name in sizes}
     quantized = bool(read_config(folder).get("quantization_config"))
-    shares = _finite_shares(fresh, {} if quantized else entries)
+    entries: dict[str, str] = {}
+    if not quantized:
+        stored = stored_modules(folder, format_of(folder).modules(headers(folder)))
+        entries = {f"{entry}.weight": name for name, entry in stored.items() if name in sizes}
+    shares = _finite_shares(fresh, entries)
     about: dict[str, Any] = {
         "weights": {f.name: sums[f.name] if f.name in sums else known["weights"][f.name] for f in files},
         "bytes": sum(f.stat().st_size for f in files),

