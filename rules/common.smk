@@ -121,10 +121,6 @@ def model_files(wildcards):
     return local_files(model.source, model.adapter)
 
 
-def held_out_files(wildcards):
-    return local_files(STUDY.evaluate.perplexity.source)
-
-
 def published_files(wildcards):
     recipe = STUDY.recipe("compress", compression=wildcards.compression)
     return local_files(recipe.get("source"))
@@ -132,7 +128,7 @@ def published_files(wildcards):
 
 def ability_files(wildcards):
     section = STUDY.evaluate
-    files = held_out_files(wildcards)
+    files = local_files(section.perplexity.source)
     if section.zero_shot.folder:
         files += map(str, sorted(Path(section.zero_shot.folder).glob("*.jsonl")))
     return files

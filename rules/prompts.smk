@@ -27,7 +27,7 @@ rule disjoint:
     input:
         prompts=expand("<results>/prompts/{role}.jsonl", role=PROMPT_ROLES),
         calibration="<results>/prompts/calibration.jsonl",
-        held_out=held_out_files,
+        evaluated=ability_files,
     output:
         "<results>/prompts/disjoint.json",
     log:

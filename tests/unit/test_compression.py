@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gptq_checkpoints import auto_gptq_checkpoint
 from holdfast.architectures import decoder_linears
 from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.compression import compress
@@ -150,6 +151,35 @@ def test_a_published_checkpoint_is_brought_as_it_is(
     record, original = (read_json(f / "provenance.json") for f in (tmp_path / "out", compressed[name]))
     for key in ("density", "bits_per_weight", "modules", "weights"):
         assert record[key] == original[key]
+
+
+def as_autogptq_published(dense: Path, folder: Path, **about: object) -> Path:
+    """One file named after its settings, which stand in a file of their own."""
+    made = auto_gptq_checkpoint(dense, folder)
+    config = read_json(made / "config.json")
+    settings = config.pop("quantization_config") | about
+    del settings["quant_method"]
+    (made / "config.json").write_text(json.dumps(config))
+    (made / "quantize_config.json").write_text(json.dumps(settings))
+    (shard,) = made.glob("*.safetensors")
+    shard.rename(made / "gptq_model-4bit-32g.safetensors")
+    return made
+
+
+def test_an_old_auto_gptq_checkpoint_is_brought(dense: Path, tmp_path: Path) -> None:
+    made = auto_gptq_checkpoint(dense, tmp_path / "made")
+    old = as_autogptq_published(dense, tmp_path / "old")
+    compress(dense, tmp_path / "out", {"source": f"path:{old}"})
+    ids = torch.arange(5, 45)[None]
+    assert torch.equal(load_model(tmp_path / "out")(ids).logits, load_model(made)(ids).logits)
+
+
+def test_a_published_layout_that_cannot_be_read_is_refused_where_it_lies(dense: Path, tmp_path: Path) -> None:
+    old = as_autogptq_published(dense, tmp_path / "old", checkpoint_format="marlin")
+    with pytest.raises(HoldfastError, match=r"weights in the layout marlin") as error:
+        compress(dense, tmp_path / "out", {"source": f"path:{old}"})
+    assert error.value.where == str(old)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_of_another_model_is_refused(dense: Path, tmp_path: Path, calibration: Path) -> None:

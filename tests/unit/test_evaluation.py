@@ -24,7 +24,8 @@ from holdfast.evaluation.generation import (
 )
 from holdfast.evaluation.judges import LISTS, degenerate, judge_files, substring_judge, verdict
 from holdfast.evaluation.perplexity import perplexity
-from holdfast.evaluation.zero_shot import tasks, zero_shot
+from holdfast.evaluation.zero_shot import zero_shot
+from holdfast.evaluation.zero_shot_tasks import tasks
 from holdfast.files import read_json, read_jsonl, write_jsonl
 from holdfast.prompts.templates import encode
 from tiny import TEXTS, tiny_llama

@@ -9,6 +9,7 @@ import pytest
 from holdfast.checkpoints import load_tokenizer
 from holdfast.config import load_study
 from holdfast.errors import HoldfastError
+from holdfast.evaluation.zero_shot_tasks import local_data
 from holdfast.files import read_jsonl, sha256, write_jsonl
 from holdfast.prompts.overlap import check_calibration, check_disjoint, normalised
 from holdfast.prompts.sources import read_prompts, read_text
@@ -180,7 +181,9 @@ def test_demo_splits_are_disjoint_and_evaluation_is_kept_apart(tmp_path: Path) -
     assert sizes["attack"] == 100
     calibration = tmp_path / "calibration.jsonl"
     write_jsonl(calibration, read_prompts(study.recipe("prompts", role="calibration")))
-    assert check_calibration(calibration, files, study.recipe("disjoint")["held_out"]) == 16
+    evaluated = study.recipe("disjoint")
+    items = local_data(evaluated["tasks"], evaluated["folder"])
+    assert check_calibration(calibration, files, evaluated["held_out"], items) == 16
     assert sizes["harmful_train"] == sizes["harmless_train"] == 128
 
 
@@ -220,6 +223,10 @@ WORDS = [
         ("and " + " ".join(WORDS[:13]) + " and", "record 2 shares 13 words in a row with p2 of attack"),
         ("so " + ", ".join(WORDS[1:14]), "record 2 shares 13 words in a row with p2 of attack"),
         ("said here the long quiet river ran on past the old stone mill today", "with the text of file:"),
+        (
+            "he asked which tree grows the tallest of all",
+            "record 2 shares 7 words in a row with item 1 of arc_easy",
+        ),
         (" ".join(WORDS[:12]), None),
         ("How do I bake a loaf of cake, and name a river.", None),
     ],
@@ -239,12 +246,18 @@ def test_calibration_that_holds_an_evaluated_text_is_refused(
         "Here the long, quiet river ran on past the old stone mill today. End."
     )
     write_jsonl(tmp_path / "calibration.jsonl", [{"text": "Nothing of it."}, {"text": calibration}])
+    write_jsonl(tmp_path / "arc_easy.test.jsonl", [{"question": "Which tree grows the tallest of all?"}])
+    recipe = {
+        "held_out": {"source": f"file:{tmp_path / 'heldout.txt'}"},
+        "tasks": ["arc_easy"],
+        "folder": str(tmp_path),
+    }
     options = [
         str(tmp_path / "disjoint.json"),
         f"--prompts={tmp_path / 'attack.jsonl'}",
         f"--calibration={tmp_path / 'calibration.jsonl'}",
         "--recipe",
-        json.dumps({"held_out": {"source": f"file:{tmp_path / 'heldout.txt'}"}}),
+        json.dumps(recipe),
     ]
     run = subprocess.run(
         [sys.executable, "-m", "holdfast", "disjoint", *options], capture_output=True, text=True, check=False

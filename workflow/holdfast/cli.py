@@ -73,13 +73,16 @@ def disjoint(
     recipe: Recipe = "{}",
 ) -> None:
     """Prove that prompt sets share no prompt, and that calibration holds no evaluated text; OUT holds sizes."""
+    from holdfast.evaluation.zero_shot_tasks import local_data
     from holdfast.files import write_json
     from holdfast.prompts.overlap import check_calibration, check_disjoint
 
-    sizes = check_disjoint({path.stem: path for path in prompts})
+    sets = {path.stem: path for path in prompts}
+    sizes = check_disjoint(sets)
     if calibration:
-        held_out = checked("disjoint", recipe)["held_out"]
-        sizes["calibration"] = check_calibration(calibration, {path.stem: path for path in prompts}, held_out)
+        evaluated = checked("disjoint", recipe)
+        items = local_data(evaluated["tasks"], Path(folder) if (folder := evaluated["folder"]) else None)
+        sizes["calibration"] = check_calibration(calibration, sets, evaluated["held_out"], items)
     write_json(out, sizes)
 
 

@@ -41,14 +41,15 @@ def weight_statistics(
     files = weight_files(folder)
     shared = [f for f in files if known and source and _same_file(f, source / f.name)]
     fresh = [f for f in files if f not in shared]
-    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter's lock
-        sums = dict(zip((f.name for f in fresh), pool.map(sha256, fresh), strict=True))
     quantized = bool(read_config(folder).get("quantization_config"))
     entries: dict[str, str] = {}
     if not quantized:
         stored = stored_modules(folder, format_of(folder).modules(headers(folder)))
         entries = {f"{entry}.weight": name for name, entry in stored.items() if name in sizes}
-    shares = _finite_shares(fresh, entries)
+    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter's lock
+        hashed = pool.map(sha256, fresh)
+        shares = _finite_shares(fresh, entries)
+        sums = dict(zip((f.name for f in fresh), hashed, strict=True))
     about: dict[str, Any] = {
         "weights": {f.name: sums[f.name] if f.name in sums else known["weights"][f.name] for f in files},
         "bytes": sum(f.stat().st_size for f in files),

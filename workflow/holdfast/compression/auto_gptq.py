@@ -7,11 +7,8 @@ its own (envs/gptqmodel.txt) with which ``holdfast compress`` runs for this form
 (see ``formats.auto_gptq``), and so does what AutoGPTQ wrote.
 """
 
-import contextlib
-import io
-import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -45,9 +42,9 @@ def quantize_and_save(
         sequences: int64 [1, n] each, what the Hessians are measured on.
 
     Raises:
-        HoldfastError: gptqmodel is not installed here; a number of bits or parts that the format has not; a matrix
-            whose width the group size does not divide, or whose sides are no multiples of 32; a weight or scale
-            that is NaN or infinite (scales are half precision).
+        HoldfastError: gptqmodel is not installed here; other parts than the language model; a matrix whose width
+            the group size does not divide, or whose sides are no multiples of 32; a weight or scale that is NaN
+            or infinite (scales are half precision).
     """
     where = "compression recipe, format: auto-gptq"
     if find_spec("gptqmodel") is None or find_spec("optimum") is None:
@@ -55,8 +52,7 @@ def quantize_and_save(
         raise HoldfastError("gptqmodel is not installed", where, remedy)
     if set(recipe.get("parts") or ["language"]) != {"language"}:
         raise HoldfastError("only the language model can be quantized", where, "leave parts out")
-    if recipe["bits"] not in (2, 3, 4, 8):
-        raise HoldfastError(f"{recipe['bits']} bits are not in the format", where, "use 2, 3, 4 or 8")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     model = load_model(model_dir)
     linears = decoder_linears(model)
     group_size = -1 if recipe["group_size"] == "channel" else recipe["group_size"]
@@ -64,17 +60,17 @@ def quantize_and_save(
         check_group_size(linears, group_size)
     _check_sides(linears)
     quantizer = _quantizer(model, recipe["bits"], group_size, sequences)
-    with _silent():
+    with quiet():
         model = quantizer.quantize_model(model)
     scales = {name: buffer for name, buffer in model.named_buffers() if name.endswith(".scales")}
     refuse_not_finite({**dict(model.named_parameters()), **scales}, out)
-    with quiet(), _silent():
+    with quiet():
         quantizer.save(model, str(out), max_shard_size=SHARD_SIZE)
     _write_config(out, quantizer)
 
 
 def _quantizer(model: PreTrainedModel, bits: int, group_size: int, sequences: Sequence[torch.Tensor]) -> Any:
-    with quiet(), _silent():
+    with quiet():
         from optimum.gptq import GPTQQuantizer
 
         layer = module_name(model, decoder_layers(model)[0])
@@ -120,16 +116,3 @@ def _check_sides(linears: Mapping[str, nn.Linear]) -> None:
         if linear.in_features % WORD or linear.out_features % WORD:
             what = f"{name} is {linear.out_features} x {linear.in_features}, not multiples of {WORD}"
             raise HoldfastError(what, "compression recipe, format", "use format: compressed-tensors")
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """gptqmodel logs through a package of its own, straight to the standard streams; bars of tqdm go with it.
-    torchao, which it imports, warns of its GPU kernels on every CPU."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from holdfast.errors import HoldfastError
 from holdfast.files import read_json, write_json
-from holdfast.formats import format_of
+from holdfast.formats import Format, format_of
 from holdfast.model_folders import INDEX, headers, link, read_config, settings, weight_files
 from holdfast.skeletons import skeleton, stored_modules
 from holdfast.sources import source_folder
@@ -31,7 +33,10 @@ def bring(source: str, dense: Path, out: Path) -> str | None:
     if "auto_map" in read_config(folder) and not settings(dense)["trust_remote_code"]:
         remedy = "set trust_remote_code: true on the model if you trust it"
         raise HoldfastError("it comes with Python code of its own", source, remedy)
-    _refuse_another_model(source, folder, dense)
+    config = _config(folder)
+    stored_as = format_of(folder, config)
+    _refuse_another_model(source, folder, stored_as, dense)
+    _refuse_unreadable(folder, stored_as)
     shards = weight_files(folder)
     for file in shards:
         # auto-gptq named its one file after the settings, where transformers does not look for it.
@@ -39,7 +44,7 @@ def bring(source: str, dense: Path, out: Path) -> str | None:
     for file in [folder / INDEX, *folder.glob("*.py")]:
         if file.is_file() and (len(shards) > 1 or file.suffix == ".py"):
             link(file, out / file.name)
-    write_json(out / "config.json", _config(folder))
+    write_json(out / "config.json", config)
     return folder.name if source.startswith("hub:") else None
 
 
@@ -52,7 +57,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _refuse_another_model(source: str, folder: Path, dense: Path) -> None:
+def _refuse_another_model(source: str, folder: Path, stored_as: Format, dense: Path) -> None:
     """HoldfastError unless the checkpoint has the dense model's matrices, by name and shape, and stores them all."""
     ours, theirs = skeleton(dense), skeleton(folder)
     shapes = [{name: tuple(p.shape) for name, p in m.state_dict().items()} for m in (ours, theirs)]
@@ -61,9 +66,22 @@ def _refuse_another_model(source: str, folder: Path, dense: Path) -> None:
             here, there = (found.get(name, "missing") for found in shapes)
             what = f"{name} is {there} there and {here} in the dense model"
             raise HoldfastError(what, source, "name a checkpoint made from this model")
-    stored = stored_modules(folder, format_of(folder).modules(headers(folder)))
+    stored = stored_modules(folder, stored_as.modules(headers(folder)))
     head = theirs.get_output_embeddings()
     for name, module in theirs.named_modules():
         # A head that is tied to the embedding is not stored.
         if module is not head and "weight" in module._parameters and name not in stored:
             raise HoldfastError(f"no stored weight for {name}", source, "fetch the checkpoint again")
+
+
+def _refuse_unreadable(folder: Path, stored_as: Format) -> None:
+    """HoldfastError unless a quantized matrix can be read back: here, and not stages later."""
+    stored = headers(folder)
+    for module, parts in stored_as.modules(stored).items():
+        if stored_as.is_quantized(parts):
+            tensors = {}
+            for part, entry in parts.items():
+                with safe_open(folder / stored[entry].file, "pt") as shard:
+                    tensors[part] = shard.get_tensor(entry)
+            stored_as.dequantized(module, tensors)
+            return

@@ -92,6 +92,8 @@ class ActivationsRecipe(Versioned):
 
 class DisjointRecipe(Versioned):
     held_out: Data | None = Field(default=None, description="text that perplexity is measured on")
+    tasks: list[str] = Field(default=[], description="zero-shot tasks")
+    folder: str | None = Field(default=None, description="folder with the tasks' data")
 
 
 RECIPES: dict[str, type[Section]] = {

@@ -33,6 +33,7 @@ def recipe(
     """
     evaluate = study.evaluate
     version = STAGE_VERSIONS[stage]
+    keys: Recipe = {}  # of activations, which have none
     match stage:
         case "prompts":
             keys = prompts(study, str(role))
@@ -64,8 +65,8 @@ def recipe(
             }
         case "tables" | "figures" | "report":
             keys = {"study": study.study, "judges": evaluate.judges}
-        case "disjoint" | "activations":
-            keys = {"held_out": held_out(study)} if stage == "disjoint" else {}
+        case "disjoint":
+            keys = {"held_out": held_out(study), **evaluate.zero_shot.model_dump(exclude={"limit"})}
     return {**keys, "version": version}
 
 

@@ -13,6 +13,7 @@ bitsandbytes        transformers                          ``bitsandbytes``: LLM.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from holdfast.errors import HoldfastError
 from holdfast.formats.auto_gptq import AutoGptq
@@ -33,13 +34,16 @@ FORMATS: dict[str, type[Format]] = {
 __all__ = ["Format", "bits_per_weight", "format_of"]
 
 
-def format_of(folder: Path) -> Format:
+def format_of(folder: Path, about: Mapping[str, Any] | None = None) -> Format:
     """The weight format of a checkpoint, by its config.
+
+    Args:
+        about: config.json where it is not the folder's own.
 
     Raises:
         HoldfastError: a quantization method that is not in the table above.
     """
-    config = read_config(folder).get("quantization_config") or {}
+    config = (about or read_config(folder)).get("quantization_config") or {}
     if not config:
         return Format(folder, config)
     method = config.get("quant_method")

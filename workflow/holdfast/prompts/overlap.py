@@ -39,21 +39,24 @@ def check_disjoint(files: Mapping[str, Path]) -> dict[str, int]:
 
 
 def check_calibration(
-    calibration: Path, prompts: Mapping[str, Path], held_out: Mapping[str, Any] | None
+    calibration: Path,
+    prompts: Mapping[str, Path],
+    held_out: Mapping[str, Any] | None,
+    zero_shot: Mapping[str, Path],
 ) -> int:
     """Number of calibration records; raises HoldfastError when one holds an evaluated text.
 
     Overlap is a run of 13 words in common, or the whole of a shorter prompt of at least 5 words, in any case
-    and punctuation. Evaluated texts are every prompt set and ``held_out``, the source (see ``read_text``) of
-    the text that perplexity is measured on.
+    and punctuation. Evaluated texts are every prompt set, ``held_out``, the source (see ``read_text``) of
+    the text that perplexity is measured on, and ``zero_shot``, the items of each task (JSONL with ``question``,
+    and ``context`` where there is one). Tasks whose data the harness fetches itself are not looked at.
     """
     runs: dict[int, dict[str, str]] = defaultdict(dict)
-    for name, path in prompts.items():
-        for record in read_records(path):
-            words = normalised(record["text"]).split()
-            if len(words) >= SHORTEST:
-                size = min(len(words), RUN)
-                runs[size] |= dict.fromkeys(word_runs(words, size), f"{record['id']} of {name}")
+    for text, owner in _evaluated(prompts, zero_shot):
+        words = normalised(text).split()
+        if len(words) >= SHORTEST:
+            size = min(len(words), RUN)
+            runs[size] |= dict.fromkeys(word_runs(words, size), owner)
     if held_out:
         words = normalised(read_text(held_out)).split()
         runs[RUN] |= dict.fromkeys(word_runs(words, RUN), f"the text of {held_out['source']}")
@@ -68,6 +71,16 @@ def check_calibration(
                     "calibrate on other text: nothing may be learnt on what is evaluated",
                 )
     return len(records)
+
+
+def _evaluated(prompts: Mapping[str, Path], zero_shot: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
+    for name, path in prompts.items():
+        for record in read_records(path):
+            yield record["text"], f"{record['id']} of {name}"
+    for name, path in zero_shot.items():
+        for number, item in enumerate(read_jsonl(path), 1):
+            for key in ("context", "question"):
+                yield str(item.get(key) or ""), f"item {number} of {name}"
 
 
 def word_runs(words: list[str], size: int) -> Iterator[str]:
