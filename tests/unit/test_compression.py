@@ -161,6 +161,7 @@ def as_autogptq_published(dense: Path, folder: Path, **about: object) -> Path:
     del settings["quant_method"]
     (made / "config.json").write_text(json.dumps(config))
     (made / "quantize_config.json").write_text(json.dumps(settings))
+    (made / "model.safetensors.index.json").unlink()
     (shard,) = made.glob("*.safetensors")
     shard.rename(made / "gptq_model-4bit-32g.safetensors")
     return made
