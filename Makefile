@@ -1,5 +1,5 @@
 # make demo   set up, then the refusal study on the embedded model, on a CPU
-# make demo-full  the same with every compression (an hour)
+# make demo-full  the same with every compression (half an hour)
 # make test   set up, then every test
 # make lint   style, workflow and types
 # make clean  remove results and caches (the environment stays)
