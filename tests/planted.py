@@ -7,7 +7,7 @@ import torch
 from holdfast.architectures import attention, decoder_layers, writer
 from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.files import write_jsonl
-from holdfast.refusal.interventions import random_unit, without
+from holdfast.refusal.interventions import component, random_unit
 from tiny import tiny_llama
 
 SETTINGS: dict[str, Any] = {"thinking": None, "system_prompt": None}
@@ -41,7 +41,7 @@ def planted_llama(folder: Path) -> tuple[Path, torch.Tensor]:
     r = random_unit(torch.zeros(model.config.hidden_size), 11)
     with torch.no_grad():
         embedding = model.get_input_embeddings().weight
-        embedding.copy_(without(embedding, r))
+        embedding.sub_(component(embedding, r))
         for layer in decoder_layers(model):
             for kind in ("o_proj", "down_proj"):
                 weight = writer(layer, kind).weight
@@ -72,5 +72,5 @@ def files(folder: Path, train: int = 24, validation: int = 12) -> dict[str, Path
 
 RECIPE = {
     **{"positions": "all", "layers": "all", "ablation": "plain", "score": "first-token"},
-    **{"max_kl": 50.0, "min_induce": -50.0, "filter_train": False},
+    **{"max_kl": 50.0, "min_induce": -50.0, "filter_train": False, "full_table": False},
 }

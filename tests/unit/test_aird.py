@@ -3,8 +3,12 @@
 import pytest
 import torch
 from holdfast.errors import HoldfastError
-from holdfast.refusal.aird import VARIANTS, rank_one
-from holdfast.refusal.interventions import random_unit, without
+from holdfast.refusal.aird import SCALED, VARIANTS, rank_one
+from holdfast.refusal.interventions import component, random_unit
+
+
+def without(x: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+    return x - component(x, r)
 
 
 class TestAIRD:
@@ -15,10 +19,15 @@ class TestAIRD:
     inputs = torch.randn(40, 30, generator=torch.Generator().manual_seed(5)) + 1.0
 
     def edit(self, variant: str, alpha: float = 2.0) -> torch.Tensor:
-        return rank_one(
-            variant, self.weight, self.r, alpha,
-            dense_weight=self.dense, own_direction=self.own, harmless_inputs=self.inputs,
-        ).applied(self.weight)  # fmt: skip
+        made = rank_one(
+            variant,
+            self.weight,
+            self.r,
+            dense_weight=self.dense,
+            own_direction=self.own,
+            harmless_inputs=self.inputs,
+        )
+        return (made.scaled(alpha) if variant in SCALED else made).applied(self.weight)
 
     def test_amplify_scales_what_is_written_along_the_direction(self) -> None:
         after = self.edit("amplify", 2.0)

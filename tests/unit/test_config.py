@@ -99,7 +99,7 @@ def test_an_edit_holds_a_search_only_for_what_it_searches(study: Study) -> None:
     assert "search" not in fixed
     control = study.recipe("edit", method="random-edit")
     matched = {"edit": "aird", "direction": "random", "matched_to": "aird", "seed": 7}
-    assert control == {**matched, "version": 1}
+    assert control == {**matched, "version": STAGE_VERSIONS["edit"]}
 
 
 def test_a_variant_without_strength_searches_none(load: Callable) -> None:

@@ -6,15 +6,18 @@ from typing import Any
 import pytest
 import torch
 from holdfast.architectures import decoder_layers, writer
-from holdfast.checkpoints import load_model
+from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.errors import HoldfastError
+from holdfast.prompts.sources import read_records
 from holdfast.refusal.activations import cache_activations
 from holdfast.refusal.aird import rank_one
 from holdfast.refusal.comparison import compare, random_cosines, split_half_cosines
-from holdfast.refusal.direction import find_direction
-from holdfast.refusal.edit import edit_checkpoint, edited
+from holdfast.refusal.direction import find_direction, load_direction, load_score
+from holdfast.refusal.edit import edit_checkpoint
+from holdfast.refusal.edit_search import Candidate, EditSearch, edited
 from holdfast.refusal.interventions import random_unit
-from planted import RECIPE, files
+from holdfast.refusal.scores import first_answer_token, kl_divergence
+from planted import RECIPE, SETTINGS, files
 from safetensors.torch import load_file
 
 
@@ -84,10 +87,17 @@ def test_search_keeps_to_the_kl_bound_and_records_its_trace(study: dict[str, Pat
     }  # fmt: skip
     about = run_edit(study, tmp_path / "out", recipe)
     assert len(about["trace"]) == 1 + 6
-    allowed = [row for row in about["trace"][1:] if row["kl"] <= 0.5]
-    assert all(row["refusal_score"] is None for row in about["trace"][1:] if row["kl"] > 0.5)
-    best = max(allowed, key=lambda row: row["refusal_score"])
+    for row in about["trace"][1:]:
+        assert (row["refusal_score"] is None) == (row["kl"] > 0.5)
+    whole = [row for row in about["trace"][1:] if row["refusal_score"] is not None and row["prompts"] == 12]
+    best = max(whole, key=lambda row: row["refusal_score"])
     assert (about["layers"], about["alpha"]) == (best["layers"], best["alpha"])
+    # The written checkpoint scores as the search said, in passes from the first layer on.
+    model, tokenizer = load_model(tmp_path / "out"), load_tokenizer(tmp_path / "out")
+    score = load_score(load_direction(study["direction"]).about, tokenizer, SETTINGS)
+    texts = [record["text"] for record in read_records(study["harmful_validation"])]
+    assert score(model, texts).mean().item() == pytest.approx(best["refusal_score"], abs=1e-4)
+    assert best["refusal_score"] > about["trace"][0]["refusal_score"]
 
     control = {"edit": "aird", "direction": "random", "matched_to": "aird", "seed": 7}
     matched = run_edit(study, tmp_path / "control", control, tmp_path / "out" / "edit.json")
@@ -95,6 +105,40 @@ def test_search_keeps_to_the_kl_bound_and_records_its_trace(study: dict[str, Pat
         k: about[k] for k in ("layers", "alpha", "variant")
     }
     assert matched["direction"] == "random"
+
+
+def test_the_search_starts_where_the_edit_is_and_stops_at_the_winner(study: dict[str, Path]) -> None:
+    model, tokenizer = load_model(study["dense"]), load_tokenizer(study["dense"])
+    found = load_direction(study["direction"])
+    score = load_score(found.about, tokenizer, SETTINGS)
+    texts = {k: [r["text"] for r in read_records(study[f"{k}_validation"])] for k in ("harmful", "harmless")}
+    candidates = []
+    for layer in (1, 3):
+        weight = writer(decoder_layers(model)[layer], "o_proj").weight
+        edit = rank_one("amplify", weight, found.unit)
+        candidates += [
+            Candidate("amplify", [layer], a, {(layer, "o_proj"): edit.scaled(a)})
+            for a in (0.5, 1.0, 2.0, 4.0)
+        ]
+    search = EditSearch(model, score, texts["harmful"], texts["harmless"], [1, 3], study["dense"], 50.0)
+    for candidate in (candidates[0], candidates[-1]):
+        for step in range(search.steps):
+            kl, refusal = search.measure(candidate, step)
+            rows = range(4 * step, 4 * step + 4)
+            with edited(model, candidate.edits, study["dense"]):
+                whole = score(model, [texts["harmful"][row] for row in rows])
+                after = first_answer_token(
+                    model, tokenizer, [texts["harmless"][row] for row in rows], SETTINGS
+                )
+            assert torch.allclose(refusal, whole, atol=1e-4)
+            assert torch.allclose(kl, kl_divergence(search.before[step], after), atol=1e-4)
+    best, trace = search.run(candidates)
+    gains = []
+    for candidate in candidates:
+        with edited(model, candidate.edits, study["dense"]):
+            gains.append(score(model, texts["harmful"]).mean().item())
+    assert best == max(range(len(gains)), key=gains.__getitem__)
+    assert sum(row["prompts"] for row in trace[1:]) < 12 * len(candidates)
 
 
 def test_search_that_finds_nothing_edits_nothing(study: dict[str, Path], tmp_path: Path) -> None:
@@ -119,7 +163,7 @@ def test_edit_in_memory_is_undone_bit_for_bit(study: dict[str, Path]) -> None:
     model = load_model(study["dense"])
     linear = writer(decoder_layers(model)[2], "o_proj")
     before = linear.weight.detach().clone()
-    edit = rank_one("amplify", before, random_unit(torch.zeros(64), 1), 3.0)
+    edit = rank_one("amplify", before, random_unit(torch.zeros(64), 1)).scaled(3.0)
     with edited(model, {(2, "o_proj"): edit}, study["dense"]):
         assert not torch.equal(writer(decoder_layers(model)[2], "o_proj").weight, before)
     assert torch.equal(writer(decoder_layers(model)[2], "o_proj").weight, before)

@@ -20,7 +20,6 @@ from holdfast.evaluation.generation import (
     complete,
     generate,
     generate_file,
-    shrinking,
 )
 from holdfast.evaluation.judges import LISTS, degenerate, judge_files, substring_judge, verdict
 from holdfast.evaluation.perplexity import perplexity
@@ -141,19 +140,6 @@ def test_sigkill_of_the_stage_keeps_what_was_answered(model_dir: Path, tmp_path:
     lines = {json.dumps(r, ensure_ascii=False) for r in answered}
     assert {line for line in kept.decode().split("\n")[:-1] if line} <= lines
     assert read_json(tmp_path / "out" / "provenance.json")["settings"]["thinking"] is None
-
-
-def test_batches_shrink_when_memory_runs_out_and_results_stay() -> None:
-    sizes: list[int] = []
-
-    def run(texts: Sequence[str]) -> list[Completion]:
-        sizes.append(len(texts))
-        if len(texts) > 2:
-            raise torch.cuda.OutOfMemoryError
-        return [Completion(t.upper(), [], "stop") for t in texts]
-
-    assert [c.text for c in shrinking(run, list("abcde"))] == list("ABCDE")
-    assert max(sizes[1:]) < 5
 
 
 def test_unknown_backend_is_one_line(model_dir: Path, tmp_path: Path) -> None:

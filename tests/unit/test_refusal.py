@@ -1,7 +1,6 @@
 """Activations, interventions, scores and the direction, against ground truth."""
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,10 +11,11 @@ from holdfast.errors import HoldfastError
 from holdfast.files import read_json
 from holdfast.prompts.templates import encode
 from holdfast.refusal.activations import block_inputs, cache_activations
-from holdfast.refusal.direction import choose, find_direction, sweep
+from holdfast.refusal.direction import find_direction
 from holdfast.refusal.interventions import ablated, added, random_unit
 from holdfast.refusal.mediation import mediate
 from holdfast.refusal.scores import RefusalScore, kl_divergence, learn_openings
+from holdfast.refusal.selection import choose
 from planted import PLANTED_LAYER, RECIPE, SETTINGS, files, prompts
 from safetensors.torch import load_file
 from tiny import TEXTS, tiny_llama
@@ -157,38 +157,6 @@ def test_random_direction_does_not_do_what_the_planted_one_does(
     mediate(folder, out, direction, made["harmful_validation"], made["harmless_validation"], settings)
     verdicts = [line for line in (out / "verdicts.jsonl").read_text().split("\n") if line]
     assert len(verdicts) == 4 * (2 + 1 + 2 + 1 + 2)
-
-
-def test_lazy_sweep_chooses_what_the_exhaustive_one_does() -> None:
-    generator = torch.Generator().manual_seed(4)
-    grid = pd.DataFrame(
-        [(p, layer) for p in (-3, -2, -1) for layer in range(10)], columns=["position", "layer"]
-    )
-    scores = {
-        name: {
-            (p, layer): float(torch.randn(1, generator=generator))
-            for p, layer in grid.itertuples(index=False)
-        }
-        for name in ("kl", "induce", "bypass")
-    }
-    calls: list[str] = []
-
-    def reader(name: str) -> Any:
-        def read(position: int, layer: int) -> float:
-            calls.append(name)
-            return scores[name][position, layer]
-
-        return read
-
-    lazy = sweep(grid, 10, {n: reader(n) for n in scores}, 0.1, 0.0)
-    full = grid.assign(
-        **{n: [s[k] for k in grid.itertuples(index=False, name=None)] for n, s in scores.items()}
-    )
-    expected = choose(full, 10)
-    found = choose(lazy, 10)
-    assert (found["position"], found["layer"]) == (expected["position"], expected["layer"])
-    assert len(calls) < 3 * len(grid) / 2
-    assert set(lazy.loc[lazy["layer"] >= 8, "dropped"]) == {"last 20 % of the layers"}
 
 
 def test_no_usable_candidate_is_a_result_not_a_crash(model_dir: Path, tmp_path: Path) -> None:

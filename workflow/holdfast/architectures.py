@@ -56,13 +56,14 @@ def attention(layer: nn.Module) -> nn.Module:
 
 
 def mlp(layer: nn.Module) -> nn.Module:
-    """The MLP of a decoder block: its child with linears that takes no attention mask.
+    """The MLP of a decoder block, or its mixture of experts with the router: its child with linears or stacked
+    expert weights that takes no attention mask.
 
     Raises:
         HoldfastError: there is none (its linears stand in the block itself), or more than one.
     """
-    _refuse_stacked_experts(layer)
-    return _only([c for c in layer.children() if _linears(c) and not _takes_mask(c)], "MLP module", layer)
+    found = [c for c in layer.children() if (_linears(c) or _stacked_experts(c)) and not _takes_mask(c)]
+    return _only(found, "MLP module", layer)
 
 
 def writer(layer: nn.Module, kind: Writer) -> nn.Linear:
@@ -74,36 +75,46 @@ def writer(layer: nn.Module, kind: Writer) -> nn.Linear:
     """
     width = _first_linear(attention(layer)).in_features
     part = attention(layer) if kind == "o_proj" else mlp(layer)
-    if any(isinstance(module, nn.ModuleList) for module in part.modules()):
-        raise _unsupported(f"several experts write in place of one {kind}", part)
+    if _stacked_experts(part) or any(isinstance(module, nn.ModuleList) for module in part.modules()):
+        other = "o_proj" if kind == "down_proj" else "down_proj"
+        what = f"the matrices of several experts cannot be edited as one {kind}"
+        raise HoldfastError(what, type(part).__name__, f"leave {kind} out (matrices: [{other}])")
     writing = [linear for linear in _linears(part).values() if linear.out_features == width]
     if not writing:
         raise _unsupported(f"no linear layer writes {width} values to the residual stream", part)
     return writing[-1]
 
 
-def layer_linears(layer: nn.Module) -> dict[str, nn.Linear]:
+def layer_linears(layer: nn.Module, *, whole: bool = True) -> dict[str, nn.Linear]:
     """Every linear of a decoder block by its name within the block, in the order of definition.
+
+    Args:
+        whole: refuse a block that has expert weights beside its linears; else those are left out.
 
     Raises:
         HoldfastError: expert weights are stacked into one tensor, or the block has no ``nn.Linear`` at all
             (GPT-2's transposed ``Conv1D``).
     """
-    _refuse_stacked_experts(layer)
+    if whole and (stacked := _stacked_experts(layer)):
+        raise _unsupported(f"expert weights stacked in one tensor ({stacked}) cannot be compressed", layer)
     found = _linears(layer)
     if not found:
         raise _unsupported("no torch.nn.Linear in the block", layer)
     return found
 
 
-def decoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """Every linear of every decoder block by its full name: what compression acts on."""
+def decoder_linears(model: nn.Module, *, whole: bool = True) -> dict[str, nn.Linear]:
+    """Every linear of every decoder block by its full name: what compression acts on. See :func:`layer_linears`."""
     layers = decoder_layers(model)
     names = {id(module): name for name, module in model.named_modules()}
-    return {f"{names[id(layer)]}.{name}": m for layer in layers for name, m in layer_linears(layer).items()}
+    return {
+        f"{names[id(layer)]}.{name}": linear
+        for layer in layers
+        for name, linear in layer_linears(layer, whole=whole).items()
+    }
 
 
-def part_linears(model: nn.Module, parts: Iterable[Part]) -> dict[str, nn.Linear]:
+def part_linears(model: nn.Module, parts: Iterable[Part], *, whole: bool = True) -> dict[str, nn.Linear]:
     """The linears of one or more parts of a model by their full names, in the model's order.
 
     ``language`` is :func:`decoder_linears`. ``vision`` is the tower: its blocks and what belongs to them.
@@ -115,7 +126,11 @@ def part_linears(model: nn.Module, parts: Iterable[Part]) -> dict[str, nn.Linear
     """
     wanted: set[int] = set()
     for part in parts:
-        found = decoder_linears(model) if part == "language" else _beside_the_language_model(model)[part]
+        found = (
+            decoder_linears(model, whole=whole)
+            if part == "language"
+            else _beside_the_language_model(model)[part]
+        )
         if not found:
             raise HoldfastError(
                 f"no linear layers in a {part} part", type(model).__name__, f"leave {part} out of the parts"
@@ -211,13 +226,14 @@ def _only(found: list[nn.Module], what: str, layer: nn.Module) -> nn.Module:
     return found[0]
 
 
-def _refuse_stacked_experts(layer: nn.Module) -> None:
-    for name, parameter in layer.named_parameters():
-        # Only matrices are linear maps; three dimensions are one matrix per expert. Depthwise convolutions
-        # of linear-attention blocks have three as well but are modules of their own.
-        owner = layer.get_submodule(name.rpartition(".")[0])
+def _stacked_experts(module: nn.Module) -> str | None:
+    """The name of the first parameter that is one matrix per expert, if there is any."""
+    for name, parameter in module.named_parameters():
+        # Depthwise convolutions of linear-attention blocks have three dimensions too but are modules of their own.
+        owner = module.get_submodule(name.rpartition(".")[0])
         if parameter.dim() > 2 and not isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            raise _unsupported(f"expert weights stacked in one tensor ({name})", layer)
+            return name
+    return None
 
 
 def _unsupported(what: str, module: nn.Module) -> HoldfastError:

@@ -35,7 +35,8 @@ def weight_statistics(
     """
     known = _known(source) if source else {}
     model = skeleton(folder)
-    names = known["modules"] if known else part_linears(model, parts)
+    # Stacked expert weights are no linears and not counted; nothing here compresses them.
+    names = known["modules"] if known else part_linears(model, parts, whole=False)
     sizes = {name: model.get_parameter(f"{name}.weight").numel() for name in names}
     bits, total = bits_per_weight(folder, sizes), sum(sizes.values())
     files = weight_files(folder)

@@ -75,8 +75,9 @@ class Aird(Section):
         default=None,
         description="the method whose finished edit gives a random one its variant, matrices, layer, alpha",
     )
-    variant: Literal["amplify", "restore", "realign", "centred", "null-space"] = Field(
-        default="centred", description="formula of the edit, see docs/methods.md"
+    variant: Literal["amplify", "restore", "realign", "centred", "null-space", "search"] = Field(
+        default="centred",
+        description="formula of the edit, see docs/methods.md; search chooses on the validation prompts",
     )
     matrices: Annotated[list[Literal["o_proj", "down_proj"]], AfterValidator(distinct)] = Field(
         default=["o_proj", "down_proj"], min_length=1, description="matrices to edit"

@@ -110,11 +110,22 @@ class Direction(Section):
     filter_train: bool = Field(
         default=True, description="use only harmful prompts that score as refused, harmless ones that do not"
     )
+    full_table: bool = Field(
+        default=False, description="score every candidate in full, not only what the choice needs"
+    )
 
 
 class Search(Section):
-    """Candidates of methods with ``layer: search`` or ``alpha: search``."""
+    """Candidates of methods with ``variant: search``, ``layer: search`` or ``alpha: search``."""
 
+    variants: Annotated[
+        list[Literal["amplify", "restore", "realign", "centred", "null-space"]], AfterValidator(distinct)
+    ] = Field(
+        default=["amplify", "centred", "null-space"],
+        min_length=1,
+        validate_default=True,
+        description="variants to try",
+    )
     layers: Layers = Field(default="all", description="layers to try")
     alphas: Annotated[list[Annotated[float, Field(gt=0)]], AfterValidator(distinct)] = Field(
         default=[2, 4, 8], min_length=1, validate_default=True, description="strengths to try"

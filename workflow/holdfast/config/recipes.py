@@ -103,7 +103,7 @@ def edit(study: "Study", name: str) -> Recipe:
         keys.setdefault("alpha", "search")
     searched = {
         candidates: getattr(study.search, candidates)
-        for key, candidates in (("layer", "layers"), ("alpha", "alphas"))
+        for key, candidates in (("variant", "variants"), ("layer", "layers"), ("alpha", "alphas"))
         if keys.get(key) == "search"
     }
     if searched:

@@ -36,7 +36,7 @@ class Study(Section):
     calibration: Calibration = Field(description="text that compression methods are calibrated on")
     prompts: Prompts = Field(description="prompt sets of the six roles")
     direction: Direction = Field(default=Direction(), description="how the refusal direction is found")
-    search: Search = Field(default=Search(), description="what layer: search and alpha: search try")
+    search: Search = Field(default=Search(), description="what variant, layer and alpha: search try")
     evaluate: Evaluate = Field(description="what is measured")
 
     def cells(self) -> list[Cell]:

@@ -3,23 +3,22 @@
 import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from holdfast.batching import fitting_batch_size, halving
 from holdfast.errors import HoldfastError
 from holdfast.files import write_jsonl
 from holdfast.prompts.sources import read_records
 from holdfast.prompts.templates import by_length, encode, render
 from holdfast.provenance import Recorder, input_checksum
-
-LARGEST_BATCH = {"cpu": 32, "cuda": 256}
 
 
 @dataclass(frozen=True)
@@ -91,34 +90,9 @@ def cut(row: Sequence[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) 
     )
 
 
-def fitting_batch_size(model: PreTrainedModel, tokens: int, share: float = 0.3) -> int:
-    """The largest power of two of prompts of ``tokens`` tokens whose keys, values and activations take at most
-    ``share`` of the free memory; at most LARGEST_BATCH, so that it does not drift with small changes."""
-    config = model.config.get_text_config()
-    width = torch.finfo(model.dtype).bits // 8
-    layers, hidden = config.num_hidden_layers, config.hidden_size
-    per_token = width * hidden * (2 * layers + 24)
-    per_prompt = per_token * (tokens + 64) + 8 * config.vocab_size
-    device = model.device.type
-    free = torch.cuda.mem_get_info(model.device)[0] if device == "cuda" else psutil.virtual_memory().available
-    size = LARGEST_BATCH.get(device, 32)
-    while size > 1 and size * per_prompt > share * free:
-        size //= 2
-    return size
-
-
-def shrinking(run: Callable[[Sequence[str]], list[Completion]], texts: Sequence[str]) -> list[Completion]:
-    """``run`` over ``texts``, in halves when memory runs out; the order and number of results stay."""
-    try:
-        return run(texts)
-    except torch.cuda.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        if len(texts) == 1:
-            raise HoldfastError(
-                "one prompt does not fit in memory", "GPU", "use a larger GPU or fewer tokens"
-            ) from None
-    middle = len(texts) // 2
-    return shrinking(run, texts[:middle]) + shrinking(run, texts[middle:])
+def answered(backend: Backend, texts: Sequence[str], max_new_tokens: int) -> list[Completion]:
+    """Answers of one batch, in halves when memory runs out."""
+    return list(chain.from_iterable(halving(lambda some: backend.answer(some, max_new_tokens), texts)))
 
 
 def complete(
@@ -135,8 +109,7 @@ def complete(
     backend = Transformers(model, tokenizer, settings, batch_size)
     done: dict[int, Completion] = {}
     for indices in tqdm(list(backend.batches(texts)), desc=progress, unit="batch", mininterval=2):
-        answers = shrinking(lambda t: backend.answer(t, max_new_tokens), [texts[i] for i in indices])
-        done.update(zip(indices, answers, strict=True))
+        done.update(zip(indices, answered(backend, [texts[i] for i in indices], max_new_tokens), strict=True))
     return [done[i] for i in range(len(texts))]
 
 
@@ -164,7 +137,7 @@ def generate_file(
         for indices in tqdm(list(backend.batches(texts)), desc=out.stem, unit="batch", mininterval=2):
             if all(str(prompts[i]["id"]) in done for i in indices):
                 continue
-            answers = shrinking(lambda t: backend.answer(t, max_new_tokens), [texts[i] for i in indices])
+            answers = answered(backend, [texts[i] for i in indices], max_new_tokens)
             records = [generation_record(prompts[i], a) for i, a in zip(indices, answers, strict=True)]
             stream.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
             stream.flush()

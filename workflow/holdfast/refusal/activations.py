@@ -12,8 +12,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast.architectures import decoder_layers
+from holdfast.batching import fitting_batch_size
 from holdfast.errors import HoldfastError
-from holdfast.evaluation.generation import fitting_batch_size
 from holdfast.files import atomic_folder, read_json, write_json, write_jsonl
 from holdfast.prompts.sources import read_records
 from holdfast.prompts.templates import by_length, encode, forward_inputs, post_instruction_tokens, render

@@ -26,6 +26,10 @@ class RankOne:
     left: Tensor
     right: Tensor
 
+    def scaled(self, alpha: float) -> "RankOne":
+        """The edit at strength α, of a variant that has one."""
+        return RankOne(self.left, alpha * self.right)
+
     def applied(self, weight: Tensor) -> Tensor:
         return (weight.double() + torch.outer(self.left, self.right).to(weight.device)).to(weight.dtype)
 
@@ -34,15 +38,14 @@ def rank_one(
     variant: str,
     weight: Tensor,
     direction: Tensor,
-    alpha: float = 1.0,
     *,
     dense_weight: Tensor | None = None,
     own_direction: Tensor | None = None,
     harmless_inputs: Tensor | None = None,
 ) -> RankOne:
-    """The edit of one matrix.
+    """The edit of one matrix, at α = 1 (see :meth:`RankOne.scaled`).
 
-    * ``amplify``: right = α Wᵀr̂, what is written along r̂ grows by 1 + α;
+    * ``amplify``: right = α Wᵀr̂: what is written along r̂ grows by 1 + α;
     * ``restore``: right = (W_dense − W)ᵀr̂, what is written along r̂ is again what the dense matrix writes;
     * ``realign``: left = r̂ − r̂_c, right = Wᵀr̂_c, what is written along the compressed model's own direction
       is written along r̂;
@@ -61,7 +64,7 @@ def rank_one(
     w, r = weight.double().cpu(), direction.double().cpu()
     along = r @ w
     if variant == "amplify":
-        return RankOne(r, alpha * along)
+        return RankOne(r, along)
     if variant == "restore" and dense_weight is not None:
         return RankOne(r, r @ dense_weight.double().cpu() - along)
     if variant == "realign" and own_direction is not None:
@@ -74,7 +77,7 @@ def rank_one(
             basis = (m / m.norm())[None]
         else:
             basis = torch.linalg.svd(x, full_matrices=False).Vh[:PRINCIPAL]
-        return RankOne(r, alpha * (along - (along @ basis.T) @ basis))
+        return RankOne(r, along - (along @ basis.T) @ basis)
     if variant not in VARIANTS:
         raise HoldfastError(f"unknown variant {variant!r}", "methods", f"use one of {', '.join(VARIANTS)}")
     raise HoldfastError(

@@ -1,11 +1,10 @@
-"""The refusal direction: difference of means, a sweep over positions and layers, and the choice.
+"""The stage ``direction``: difference of means, the check of the refusal score, the sweep, and what is kept of it.
 
 Arditi et al. 2024 (arXiv 2406.11717), sections 2.3 and 2.4 and appendix C.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import pandas as pd
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from holdfast.errors import HoldfastError
@@ -23,13 +21,11 @@ from holdfast.files import atomic_file, atomic_folder, read_json, write_json
 from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
 from holdfast.refusal.activations import load_activations
-from holdfast.refusal.interventions import ablated, added
-from holdfast.refusal.scores import RefusalScore, kl_divergence, learn_openings
+from holdfast.refusal.scores import RefusalScore, learn_openings
+from holdfast.refusal.sweep import Candidate, Sweep, run_sweep
 from holdfast.statistics import auroc
 
-DEEPEST = 0.8  # candidates in the last 20 % of the layers are discarded
 ANSWER_TOKENS = 16  # of the answers the score is checked against
-COLUMNS = ["position", "layer", "bypass", "induce", "kl", "dropped", "chosen"]
 
 
 @dataclass(frozen=True)
@@ -48,72 +44,6 @@ class Direction:
     position: int
     usable: bool
     about: dict[str, Any]
-
-
-def why_dropped(row: Mapping[str, Any], n_layers: int, max_kl: float, min_induce: float) -> str:
-    """The first filter a candidate fails, cheapest first; empty when it passes. NaN scores fail."""
-    if row["layer"] >= int(n_layers * DEEPEST):
-        return "last 20 % of the layers"
-    if not row["kl"] <= max_kl:
-        return f"kl > {max_kl}"
-    if not row["induce"] >= min_induce:
-        return f"induce < {min_induce}"
-    return "bypass is NaN" if math.isnan(row["bypass"]) else ""
-
-
-def choose(scores: pd.DataFrame, n_layers: int, max_kl: float = 0.1, min_induce: float = 0.0) -> pd.Series:
-    """The candidate with the lowest bypass score among those that pass the filters.
-
-    Args:
-        scores: columns position, layer, bypass, induce, kl, one row a candidate.
-
-    Raises HoldfastError when every candidate is filtered out.
-    """
-    dropped = scores.apply(lambda row: why_dropped(row, n_layers, max_kl, min_induce), axis=1)
-    passing = scores[dropped == ""]
-    if passing.empty:
-        raise HoldfastError(
-            "no candidate passes the filters", "direction", "no single direction mediates refusal here"
-        )
-    return passing.loc[passing["bypass"].idxmin()]
-
-
-def best_failing(scores: pd.DataFrame) -> pd.Series:
-    """Of candidates that all failed, the one with the lowest KL that induces refusal at all, else the lowest KL."""
-    measured = scores.dropna(subset=["kl"])
-    inducing = measured[measured["induce"] > 0]
-    pool = inducing if len(inducing) else measured
-    return pool.loc[pool["kl"].idxmin()]
-
-
-def sweep(
-    candidates: pd.DataFrame,
-    n_layers: int,
-    evaluate: Mapping[str, Callable[[int, int], float]],
-    max_kl: float,
-    min_induce: float,
-) -> pd.DataFrame:
-    """Score candidates lazily, cheapest filter first; what a filter dropped is not scored further.
-
-    The choice equals the exhaustive sweep's: a dropped candidate can never be chosen. ``evaluate`` maps kl,
-    induce and bypass to functions of (position, layer).
-    """
-    rows = []
-    for candidate in tqdm(
-        candidates.to_dict("records"), desc="direction sweep", unit="candidate", mininterval=2
-    ):
-        row = {**candidate, "bypass": float("nan"), "induce": float("nan"), "kl": float("nan")}
-        if candidate["layer"] < int(n_layers * DEEPEST):
-            for score, passes in (
-                ("kl", lambda v: v <= max_kl),
-                ("induce", lambda v: v >= min_induce),
-                ("bypass", lambda v: True),
-            ):
-                row[score] = evaluate[score](int(row["position"]), int(row["layer"]))
-                if not passes(row[score]):
-                    break
-        rows.append({**row, "dropped": why_dropped(row, n_layers, max_kl, min_induce), "chosen": False})
-    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def check_scores(
@@ -202,7 +132,7 @@ def find_direction(
     """The direction stage: check the score, sweep, choose, write ``direction.safetensors`` and ``selection.csv``.
 
     ``recipe``: positions and layers (``all`` or lists), ablation (``plain`` or ``affine``), score (``auto``,
-    ``first-token``, ``phrases``), max_kl, min_induce, filter_train.
+    ``first-token``, ``phrases``), max_kl, min_induce, filter_train, full_table (score every candidate in full).
     """
     from holdfast.checkpoints import load_model, load_tokenizer
     from holdfast.model_folders import settings
@@ -222,59 +152,34 @@ def find_direction(
 
     positions = candidate_list(recipe["positions"], where["positions"], "direction.positions")
     layers = candidate_list(recipe["layers"], list(range(n_layers)), "direction.layers")
+    differences = means["harmful"] - means["harmless"]
+    affine = recipe["ablation"] == "affine"
+    candidates = [
+        Candidate(p, layer, differences[p, layer].float(), means["harmless"][p].float() if affine else None)
+        for p in positions
+        for layer in layers
+    ]
     base_harmful, base_harmless = score(model, texts["harmful"]), score(model, texts["harmless"])
-    base_first = score.first_answer_token(model, texts["harmless"])
-
-    def difference(position: int, layer: int) -> Tensor:
-        return (means["harmful"] - means["harmless"])[position, layer]
-
-    def ablation(position: int, layer: int) -> contextlib.AbstractContextManager[None]:
-        r = difference(position, layer)
-        mean = means["harmless"][position].float() if recipe["ablation"] == "affine" else None
-        return ablated(model, (r / r.norm()).float(), mean)
-
-    def kl(position: int, layer: int) -> float:
-        with ablation(position, layer):
-            return kl_divergence(base_first, score.first_answer_token(model, texts["harmless"])).mean().item()
-
-    def induce(position: int, layer: int) -> float:
-        with added(model, difference(position, layer).float(), layer):
-            return score(model, texts["harmless"]).mean().item()
-
-    def bypass(position: int, layer: int) -> float:
-        with ablation(position, layer):
-            return score(model, texts["harmful"]).mean().item()
-
-    grid = pd.DataFrame([(p, layer) for p in positions for layer in layers], columns=["position", "layer"])
-    table = sweep(
-        grid,
-        n_layers,
-        {"kl": kl, "induce": induce, "bypass": bypass},
-        recipe["max_kl"],
-        recipe["min_induce"],
-    )
-    usable = bool((table["dropped"] == "").any())
-    picked = (
-        choose(table, n_layers, recipe["max_kl"], recipe["min_induce"]) if usable else best_failing(table)
-    )
-    if usable is False and pd.isna(picked["bypass"]):
-        table.loc[picked.name, "bypass"] = bypass(int(picked["position"]), int(picked["layer"]))
-    table.loc[picked.name, "chosen"] = True
+    sweep = Sweep(model, score, candidates, texts["harmful"], texts["harmless"])
+    bounds = recipe["max_kl"], recipe["min_induce"]
+    table, number, usable = run_sweep(sweep, n_layers, *bounds, full=recipe["full_table"])
+    picked = table.loc[number]
+    table.loc[number, "chosen"] = True
     position, layer = int(picked["position"]), int(picked["layer"])
-    raw = difference(position, layer)
+    raw = differences[position, layer]
     about |= {
         "position": position,
         "layer": layer,
         "token": where["tokens"][position],
         "usable": usable,
-        "bounds": {"max_kl": recipe["max_kl"], "min_induce": recipe["min_induce"]},
+        "bounds": dict(zip(("max_kl", "min_induce"), bounds, strict=True)),
         "passes_published_bounds": bool(usable and picked["kl"] <= 0.1 and picked["induce"] >= 0),
         "reason": "" if usable else "every candidate was filtered out; this one is the best of the failing",
         "score": kind,
         "ablation": recipe["ablation"],
         "norm": raw.norm().item(),
         "baseline": {"harmful": base_harmful.mean().item(), "harmless": base_harmless.mean().item()},
-        "chosen": {k: none_if_nan(table.loc[picked.name, k]) for k in ("bypass", "induce", "kl")},
+        "chosen": {k: none_if_nan(picked[k]) for k in ("bypass", "induce", "kl")},
         "train_prompts": used,
         "candidates": len(table),
     }

@@ -1,6 +1,7 @@
 """Interventions at run time, as hooks: ablation and addition of a direction of the residual stream."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,11 +12,10 @@ from transformers import PreTrainedModel
 from holdfast.architectures import attention, decoder_layers, mlp
 
 
-def without(x: Tensor, direction: Tensor) -> Tensor:
-    """x − r̂ r̂ᵀx over the last axis. ``direction``: unit r̂, [d_model], or [batch, d_model] with one per row."""
-    r = direction.to(x.device, x.dtype)
-    r = r[:, None, :] if r.dim() == 2 else r
-    return x - (x * r).sum(-1, keepdim=True) * r
+def component(x: Tensor, direction: Tensor) -> Tensor:
+    """r̂ r̂ᵀx over the last axis. ``direction``: unit r̂, [d_model], or [batch, d_model] with one per row."""
+    r = direction[:, None, :] if direction.dim() == 2 else direction
+    return (x * r).sum(-1, keepdim=True) * r
 
 
 def _on_input(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
@@ -42,23 +42,27 @@ def ablated(model: PreTrainedModel, direction: Tensor, harmless: Tensor | None =
 
     Args:
         direction: unit r̂ [d_model], or [batch, d_model] to ablate another direction in each row.
-        harmless: None for plain ablation; mean harmless block inputs [layer, d_model] for affine ablation
-            (Marshall et al. 2024): each block input gets back the component the harmless mean has there.
+        harmless: None for plain ablation; mean harmless block inputs, [layer, d_model] or one per row, [layer,
+            batch, d_model], for affine ablation (Marshall et al. 2024): each block input gets back the component
+            that the harmless mean has there.
     """
+
+    def change(x: Tensor, mean: Tensor | None) -> Tensor:
+        r = direction.to(x.device, x.dtype)
+        rest = x - component(x, r)
+        if mean is None:
+            return rest
+        m = mean.to(x.device, x.dtype)
+        return rest + component(m[:, None, :] if m.dim() == 2 else m, r)
+
     with contextlib.ExitStack() as stack:
         for index, layer in enumerate(decoder_layers(model)):
             mean = None if harmless is None else harmless[index]
-
-            def change(x: Tensor, mean: Tensor | None = mean) -> Tensor:
-                rest = without(x, direction)
-                if mean is None:
-                    return rest
-                m = mean.to(x.device, x.dtype)
-                return rest + (m - without(m.expand_as(x), direction))
-
-            stack.callback(layer.register_forward_pre_hook(_on_input(change), with_kwargs=True).remove)
+            on_input = _on_input(functools.partial(change, mean=mean))
+            stack.callback(layer.register_forward_pre_hook(on_input, with_kwargs=True).remove)
             for part in (attention(layer), mlp(layer)):
-                stack.callback(part.register_forward_hook(_on_output(lambda x: without(x, direction))).remove)
+                on_output = _on_output(functools.partial(change, mean=None))
+                stack.callback(part.register_forward_hook(on_output).remove)
         yield
 
 

@@ -6,14 +6,14 @@ first-token score of Arditi et al. (2024) fails where refusals and answers open 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast.prompts.templates import encode, forward_inputs
+from holdfast.refusal.passes import Node, Prompts, next_token_logits
 
 # Openings of refusals in general. A model's own greedy refusals show only its likeliest wordings; what it would
 # say a little less readily is refusal too.
@@ -22,7 +22,7 @@ COMMON_OPENINGS = (
     "I'm not able", "I am not able", "Unfortunately, I",
 )  # fmt: skip
 DEPTH, LARGEST = 4, 12
-BATCH = 16  # prompts; each becomes as many rows as there are openings
+BATCH = 32
 
 
 def learn_openings(refusals: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -58,70 +58,64 @@ class RefusalScore:
         kind: str,
     ) -> None:
         self.tokenizer, self.settings, self.openings, self.kind = tokenizer, settings, openings, kind
+        read = openings if kind == "phrases" else [[first] for first in sorted({o[0] for o in openings})]
+        self.nodes, self.states, self.tokens, self.owners = opening_tree(read)
+
+    def prompts(self, texts: Sequence[str]) -> Prompts:
+        """Prompts with what this score reads after each of them."""
+        return Prompts(self.tokenizer, self.settings, texts, self.nodes)
+
+    def of(self, logits: Tensor) -> Tensor:
+        """Scores [row] (float64) from logits [row, 1 + node, vocabulary] of :meth:`prompts`."""
+        said = logits[:, self.states, self.tokens] - logits.logsumexp(-1)[:, self.states]
+        owners = torch.tensor(self.owners, device=said.device)
+        count = max(self.owners) + 1
+        whole = torch.zeros(len(said), count, dtype=torch.float64, device=said.device)
+        return log_odds(whole.index_add_(1, owners, said.double()).exp().sum(-1)).cpu()
 
     def __call__(self, model: PreTrainedModel, texts: Sequence[str]) -> Tensor:
         """Scores [prompt] (float64), under whatever intervention is active on ``model``."""
-        return torch.cat([self.of_batch(model, texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)])
-
-    def of_batch(self, model: PreTrainedModel, texts: Sequence[str]) -> Tensor:
-        inputs = forward_inputs(model, encode(self.tokenizer, texts, self.settings))
-        follow = self.kind == "phrases" and max(map(len, self.openings)) > 1
-        with torch.inference_mode():
-            output = model(**inputs, use_cache=follow, logits_to_keep=1)
-            first = output.logits[:, -1].float().log_softmax(-1)
-            if self.kind == "first-token":
-                return log_odds(first[:, sorted({o[0] for o in self.openings})].exp().sum(-1)).cpu()
-            total = first[:, [o[0] for o in self.openings]]
-            if follow:
-                total = total + self.continuations(model, inputs, output.past_key_values)
-        return log_odds(total.double().exp().sum(-1)).cpu()
-
-    def first_answer_token(self, model: PreTrainedModel, texts: Sequence[str]) -> Tensor:
-        """Log-probabilities of the first answer token [prompt, vocabulary], for KL."""
-        parts = []
-        for start in range(0, len(texts), BATCH):
-            inputs = forward_inputs(
-                model, encode(self.tokenizer, texts[start : start + BATCH], self.settings)
-            )
-            with torch.inference_mode():
-                output = model(**inputs, use_cache=False, logits_to_keep=1)
-            parts.append(output.logits[:, -1].float().log_softmax(-1).cpu())
-        return torch.cat(parts)
-
-    def continuations(self, model: PreTrainedModel, inputs: Mapping[str, Tensor], cache: Any) -> Tensor:
-        """log P(rest of each opening | prompt, its first token) [prompt, opening], prompts computed once.
-
-        Openings share beginnings, so the rows appended to each prompt's cached keys and values are the longest
-        distinct ones; each opening is read off the row that it follows.
-        """
-        paths = longest_prefixes(self.openings)
-        count, rows = len(paths), inputs["input_ids"].shape[0]
-        width = max(map(len, paths))
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([p + [pad] * (width - len(p)) for p in paths], device=model.device)
-        real = torch.tensor([[1] * len(p) + [0] * (width - len(p)) for p in paths], device=model.device)
-        cache.batch_repeat_interleave(count)
-        mask = inputs["attention_mask"].repeat_interleave(count, 0)
-        more = {
-            "input_ids": ids.repeat(rows, 1),
-            "attention_mask": torch.cat([mask, real.repeat(rows, 1)], -1),
-            "position_ids": mask.sum(-1, keepdim=True) + torch.arange(width, device=model.device),
-        }
-        more = {name: value for name, value in more.items() if name in inputs}
-        output = model(**more, past_key_values=cache, use_cache=True)
-        said = output.logits.float().log_softmax(-1).view(rows, count, width, -1)
-        found = torch.zeros(rows, len(self.openings), device=said.device)
-        for number, opening in enumerate(self.openings):
-            for step in range(1, len(opening)):
-                path = next(i for i, p in enumerate(paths) if p[:step] == opening[:step])
-                found[:, number] += said[:, path, step - 1, opening[step]]
-        return found
+        prompts = self.prompts(texts)
+        return in_order(prompts, lambda rows: self.of(next_token_logits(model, prompts, rows)))
 
 
-def longest_prefixes(openings: Sequence[Sequence[int]]) -> list[list[int]]:
-    """What must be read to know the probability of every opening: proper prefixes, none a prefix of another."""
-    prefixes = {tuple(o[:-1]) for o in openings if len(o) > 1}
-    return [list(p) for p in sorted(prefixes) if not any(q != p and q[: len(p)] == p for q in prefixes)]
+def opening_tree(openings: Sequence[Sequence[int]]) -> tuple[list[Node], list[int], list[int], list[int]]:
+    """What must be run and read to know the probability of every opening.
+
+    Returns ``nodes``, every proper prefix once, and three lists with one entry a token of an opening: the state it is
+    read at (0 after the prompt, 1 + n after node n), the token, the number of its opening.
+    """
+    places: dict[tuple[int, ...], int] = {(): 0}
+    nodes: list[Node] = []
+    states, tokens, owners = [], [], []
+    for number, opening in enumerate(openings):
+        for step, token in enumerate(opening):
+            before = tuple(opening[:step])
+            if before not in places:
+                nodes.append(Node(before[-1], places[before[:-1]] - 1))
+                places[before] = len(nodes)
+            states.append(places[before])
+            tokens.append(token)
+            owners.append(number)
+    return nodes, states, tokens, owners
+
+
+def in_order(prompts: Prompts, of_rows: Callable[[list[int]], Tensor]) -> Tensor:
+    """``of_rows`` over all prompts, batch by batch, its results in the prompts' order."""
+    batches = prompts.batches(BATCH)
+    found = torch.cat([of_rows(rows) for rows in batches])
+    return found[torch.tensor([row for rows in batches for row in rows]).argsort()]
+
+
+def first_answer_token(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    settings: Mapping[str, Any],
+) -> Tensor:
+    """Log-probabilities of the first answer token, float32 [prompt, vocabulary], for KL."""
+    prompts = Prompts(tokenizer, settings, texts)
+    return in_order(prompts, lambda rows: next_token_logits(model, prompts, rows)[:, 0].log_softmax(-1).cpu())
 
 
 def kl_divergence(before: Tensor, after: Tensor) -> Tensor:
