@@ -8,7 +8,8 @@ rule compare:
             "<results>/{model}/{compression}/", "direction", "activations"
         ),
     output:
-        "<results>/{model}/{compression}/comparison.json",
+        sources="<results>/{model}/{compression}/comparison.json",
+        table="<results>/{model}/{compression}/comparison.csv",
     log:
         "<logs>/{model}/{compression}/compare.log",
     benchmark:
@@ -27,5 +28,6 @@ rule compare:
         dense=lambda wildcards, input: os.path.dirname(input.dense[0]),
         compressed=lambda wildcards, input: os.path.dirname(input.compressed[0]),
     shell:
-        "holdfast compare {output} --dense {params.dense} --compressed {params.compressed}"
+        "holdfast compare {output.sources} --table {output.table}"
+        " --dense {params.dense} --compressed {params.compressed}"
         " --recipe {params.recipe:q} > {log} 2>&1"

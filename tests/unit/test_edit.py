@@ -1,4 +1,4 @@
-"""The edit stage and the comparison, on a model whose refusal direction is known."""
+"""The edit stage, on a model whose refusal direction is known."""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from holdfast.errors import HoldfastError
 from holdfast.prompts.sources import read_records
 from holdfast.refusal.activations import cache_activations
 from holdfast.refusal.aird import rank_one
-from holdfast.refusal.comparison import compare, random_cosines, split_half_cosines
 from holdfast.refusal.direction import find_direction, load_direction, load_score
 from holdfast.refusal.edit import edit_checkpoint
-from holdfast.refusal.edit_search import Candidate, EditSearch, edited
+from holdfast.refusal.edit_candidates import Candidate
+from holdfast.refusal.edit_search import EditSearch, edited
 from holdfast.refusal.interventions import random_unit
 from holdfast.refusal.scores import first_answer_token, kl_divergence
 from planted import RECIPE, SETTINGS, files
@@ -167,21 +167,3 @@ def test_edit_in_memory_is_undone_bit_for_bit(study: dict[str, Path]) -> None:
     with edited(model, {(2, "o_proj"): edit}, study["dense"]):
         assert not torch.equal(writer(decoder_layers(model)[2], "o_proj").weight, before)
     assert torch.equal(writer(decoder_layers(model)[2], "o_proj").weight, before)
-
-
-def test_comparison_with_itself_is_one_and_nulls_are_what_they_should_be(study: dict[str, Path]) -> None:
-    folder = study["direction"].parent
-    result = compare(folder, folder, folder / "comparison.json", seed=0)
-    assert result["cosine"] == pytest.approx(1.0)
-    assert result["null_split_half"]["mean"] > 0.9  # a strong planted direction survives halving
-    # The plant dominates the covariance too, so random directions drawn with it agree a lot: why the null is shown.
-    assert result["null_random"]["mean"] < result["null_split_half"]["mean"]
-
-
-def test_nulls_of_noise() -> None:
-    generator = torch.Generator().manual_seed(0)
-    noise = [torch.randn(60, 200, generator=generator) for _ in range(2)]
-    assert abs(split_half_cosines(noise[0], noise[1], 0).mean()) < 0.1
-    # isotropic noise: E|cos| = sqrt(2 / (pi d))
-    found = random_cosines(noise[0], noise[1], random_unit(torch.zeros(200), 1), 0).mean()
-    assert found == pytest.approx((2 / (torch.pi * 118)) ** 0.5, rel=0.5)

@@ -13,7 +13,7 @@ from holdfast.edited_checkpoints import edited_copy
 from holdfast.errors import HoldfastError
 from holdfast.refusal.activations import captured_block_inputs
 from holdfast.refusal.aird import rank_one
-from holdfast.refusal.edit import matrix_inputs
+from holdfast.refusal.edit_candidates import matrix_inputs
 from holdfast.refusal.edit_search import edited
 from holdfast.refusal.interventions import ablated, random_unit
 from planted import SETTINGS, prompts
@@ -117,12 +117,11 @@ def test_ablation_equals_orthogonal_weights_of_every_expert(folder: Path, r: tor
 def test_block_inputs_are_captured(folder: Path) -> None:
     model = load_model(folder)
     ids = SEQUENCES[0]
-    out = torch.zeros(1, 4, 3, 32)
-    with torch.inference_mode(), captured_block_inputs(model, 4, out, [0]):
+    with torch.inference_mode(), captured_block_inputs(model, 4) as found:
         model.base_model(input_ids=ids)
     hidden = model(input_ids=ids, output_hidden_states=True).hidden_states
     for layer in range(3):
-        assert torch.allclose(out[0, :, layer], hidden[layer][0, -4:], atol=1e-5)
+        assert torch.allclose(found[layer][0], hidden[layer][0, -4:], atol=1e-5)
 
 
 # ---- edits

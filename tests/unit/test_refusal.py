@@ -10,7 +10,7 @@ from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.errors import HoldfastError
 from holdfast.files import read_json
 from holdfast.prompts.templates import encode
-from holdfast.refusal.activations import block_inputs, cache_activations
+from holdfast.refusal.activations import block_inputs, cache_activations, load_activations
 from holdfast.refusal.direction import find_direction
 from holdfast.refusal.interventions import ablated, added, random_unit
 from holdfast.refusal.mediation import mediate
@@ -33,6 +33,19 @@ def test_batched_activations_equal_one_by_one(model_dir: Path) -> None:
     single = torch.cat([block_inputs(model, tokenizer, [t], SETTINGS, batch_size=1) for t in texts])
     assert torch.allclose(batched, single, atol=1e-5)
     assert not torch.allclose(batched[0], batched[1], atol=1e-3)
+
+
+def test_the_cache_holds_every_prompt_in_its_place(model_dir: Path, tmp_path: Path) -> None:
+    made = files(tmp_path, train=40)  # two batches, sorted by length within the stage
+    cache_activations(model_dir, tmp_path / "out", made["harmful_train"], made["harmless_train"], {})
+    cached, positions = load_activations(tmp_path / "out")
+    model, tokenizer = load_model(model_dir), load_tokenizer(model_dir)
+    means = load_file(tmp_path / "out" / "means.safetensors")
+    for kind in ("harmful", "harmless"):
+        whole = block_inputs(model, tokenizer, prompts(kind, 40), SETTINGS)
+        assert torch.equal(cached[kind], whole)
+        assert torch.allclose(means[kind], whole.double().mean(0), atol=1e-12)
+    assert cached["harmful"].shape[1] == len(positions["positions"])
 
 
 def test_activations_are_block_inputs_not_outputs(model_dir: Path) -> None:

@@ -146,12 +146,15 @@ def compare(
     out: Out,
     dense: Annotated[Path, typer.Option(help="The dense model's folder (with direction/ and activations/).")],
     compressed: Annotated[Path, typer.Option(help="The compressed model's folder.")],
+    table: Annotated[
+        Path, typer.Option(help="Written too: the comparison at every position and layer, CSV.")
+    ],
     recipe: Recipe = "{}",
 ) -> None:
     """Compare the refusal directions of the dense and a compressed model, beside their nulls."""
     from holdfast.refusal.comparison import compare as run
 
-    run(dense, compressed, out, checked("compare", recipe)["seed"])
+    run(dense, compressed, out, table, checked("compare", recipe)["seed"])
 
 
 @app.command()

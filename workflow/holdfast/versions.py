@@ -12,7 +12,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "compress": 1,
     "activations": 1,
     "direction": 2,
-    "compare": 1,
+    "compare": 2,
     "mediate": 1,
     "edit": 2,
     "generate": 1,

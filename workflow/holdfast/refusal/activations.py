@@ -1,4 +1,7 @@
-"""The residual stream at the post-instruction positions, cached for harmful and harmless prompts."""
+"""The residual stream at the post-instruction positions, cached for harmful and harmless prompts.
+
+Written batch by batch, so that memory beyond the model does not grow with the number of prompts.
+"""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,30 +21,54 @@ from holdfast.files import atomic_folder, read_json, write_json, write_jsonl
 from holdfast.prompts.sources import read_records
 from holdfast.prompts.templates import by_length, encode, forward_inputs, post_instruction_tokens, render
 from holdfast.provenance import Recorder
+from holdfast.safetensors_rows import RowsFile
 
 
 @contextlib.contextmanager
-def captured_block_inputs(
-    model: PreTrainedModel, positions: int, out: Tensor, rows: Sequence[int]
-) -> Iterator[None]:
-    """While active, each forward pass writes the block inputs of the last ``positions`` tokens to ``out[rows]``.
-
-    ``out``: [prompt, position, layer, d_model]. Captured before the block runs (the hook point of Arditi et
-    al. 2024), not after it.
+def captured_block_inputs(model: PreTrainedModel, positions: int) -> Iterator[dict[int, Tensor]]:
+    """While active, each forward pass leaves the block inputs of the last ``positions`` tokens, by layer: float32
+    [row, position, d_model] on the host. Captured before the block runs (the hook point of Arditi et al. 2024).
     """
-    index = torch.tensor(rows)
+    found: dict[int, Tensor] = {}
 
     def capture(layer: int) -> Any:
         def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else kwargs["hidden_states"]
-            out[index, :, layer] = x[:, -positions:].float().cpu()
+            found[layer] = x[:, -positions:].float().cpu()
 
         return hook
 
     with contextlib.ExitStack() as stack:
         for number, layer in enumerate(decoder_layers(model)):
             stack.callback(layer.register_forward_pre_hook(capture(number), with_kwargs=True).remove)
-        yield
+        yield found
+
+
+def batches_of_block_inputs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    settings: Mapping[str, Any],
+    batch_size: int | None = None,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Which prompts, and their block inputs at the post-instruction positions: float32 [row, position, layer,
+    d_model].
+
+    Raises:
+        HoldfastError: a value is NaN or infinite.
+    """
+    count = len(post_instruction_tokens(tokenizer, settings))
+    lengths = [len(i) for i in tokenizer(render(tokenizer, texts, settings))["input_ids"]]
+    size = batch_size or fitting_batch_size(model, max(lengths))
+    for rows in tqdm(list(by_length(lengths, size)), desc="activations", unit="batch", mininterval=2):
+        inputs = forward_inputs(model, encode(tokenizer, [texts[i] for i in rows], settings))
+        with torch.inference_mode(), captured_block_inputs(model, count) as found:
+            model.base_model(**inputs, use_cache=False)  # no logits: the head is never run
+        values = torch.stack([found[layer] for layer in range(len(found))], 2)
+        if not torch.isfinite(values).all():
+            what = "activations hold NaN or infinity"
+            raise HoldfastError(what, str(model.name_or_path), "use another dtype or compression")
+        yield rows, values
 
 
 def block_inputs(
@@ -51,21 +78,12 @@ def block_inputs(
     settings: Mapping[str, Any],
     batch_size: int | None = None,
 ) -> Tensor:
-    """Block inputs at every post-instruction position, float32 [prompt, position, layer, d_model]."""
-    count = len(post_instruction_tokens(tokenizer, settings))
-    config = model.config.get_text_config()
-    out = torch.zeros(len(texts), count, len(decoder_layers(model)), config.hidden_size)
-    lengths = [len(i) for i in tokenizer(render(tokenizer, texts, settings))["input_ids"]]
-    size = batch_size or fitting_batch_size(model, max(lengths))
-    for rows in tqdm(list(by_length(lengths, size)), desc="activations", unit="batch", mininterval=2):
-        inputs = forward_inputs(model, encode(tokenizer, [texts[i] for i in rows], settings))
-        with torch.inference_mode(), captured_block_inputs(model, count, out, rows):
-            model.base_model(**inputs, use_cache=False)  # no logits: the head is never run
-    if not torch.isfinite(out).all():
-        raise HoldfastError(
-            "activations hold NaN or infinity", str(model.name_or_path), "use another dtype or compression"
-        )
-    return out
+    """Block inputs of all prompts in their order, in memory: float32 [prompt, position, layer, d_model]."""
+    found: list[Tensor] = [torch.empty(0)] * len(texts)
+    for rows, values in batches_of_block_inputs(model, tokenizer, texts, settings, batch_size):
+        for row, value in zip(rows, values, strict=True):
+            found[row] = value
+    return torch.stack(found)
 
 
 def cache_activations(
@@ -78,21 +96,26 @@ def cache_activations(
     recorder = Recorder("activations", dict(recipe))
     model, tokenizer, chosen = load_model(model_dir), load_tokenizer(model_dir), settings(model_dir)
     prompts = {"harmful": read_records(harmful), "harmless": read_records(harmless)}
-    cached = {
-        name: block_inputs(model, tokenizer, [r["text"] for r in records], chosen)
-        for name, records in prompts.items()
-    }
     tokens = post_instruction_tokens(tokenizer, chosen)
+    layers, width = len(decoder_layers(model)), model.config.get_text_config().hidden_size
+    shapes = {name: (len(records), len(tokens), layers, width) for name, records in prompts.items()}
+    # Sums in float64: a float32 mean of a hundred large activations loses the small difference sought.
+    sums = {name: torch.zeros(shape[1:], dtype=torch.float64) for name, shape in shapes.items()}
     with atomic_folder(out) as folder:
-        save_file(cached, folder / "activations.safetensors")
-        # Means in float64: a float32 mean of a hundred large activations loses the small difference sought.
-        save_file({k: v.double().mean(0) for k, v in cached.items()}, folder / "means.safetensors")
+        with RowsFile(folder / "activations.safetensors", shapes) as file:
+            for name, records in prompts.items():
+                texts = [r["text"] for r in records]
+                for rows, values in batches_of_block_inputs(model, tokenizer, texts, chosen):
+                    file.write(name, rows, values)
+                    sums[name] += values.double().sum(0)
+        means = {name: total / len(prompts[name]) for name, total in sums.items()}
+        save_file(means, folder / "means.safetensors")
         write_json(
             folder / "positions.json",
             {
                 "positions": list(range(-len(tokens), 0)),
                 "tokens": [tokenizer.decode([t]) for t in tokens],
-                "layers": cached["harmful"].shape[2],
+                "layers": layers,
             },
         )
         for name, records in prompts.items():

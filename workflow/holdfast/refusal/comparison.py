@@ -1,24 +1,36 @@
-"""Dense against compressed: the cosine of their directions, beside what chance and the same model give."""
+"""Dense against compressed: cosines of their directions, with intervals, beside what chance and the same model give.
 
+Directions are differences of means d = mean harmful − mean harmless of block inputs. Both models saw the same
+prompts, so intervals resample prompts once for both (a paired bootstrap).
+"""
+
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from holdfast.files import write_json
+from holdfast.errors import HoldfastError
+from holdfast.files import atomic_file, read_jsonl, write_json
 from holdfast.provenance import Recorder
 from holdfast.refusal.activations import load_activations
 from holdfast.refusal.direction import load_direction
 
-SPLITS, DRAWS = 200, 2000
+DRAWS = 2000  # of every null and bootstrap at the sources
+TABLE_DRAWS = 200  # at every position and layer
+
+MEASURES = ("cosine", "low", "high", "split_half", "random", "shuffled", "p")
+
+Pair = tuple[Tensor, Tensor]  # block inputs [prompt, d_model] at one place, harmful and harmless
 
 
-def cosine(a: Tensor, b: Tensor) -> float:
+def cosines(a: Tensor, b: Tensor) -> np.ndarray:
+    """Row by row over the last axis."""
     a, b = a.double(), b.double()
-    return float(a @ b / (a.norm() * b.norm()))
+    return ((a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))).numpy()
 
 
 def summary(values: np.ndarray) -> dict[str, float | int]:
@@ -27,63 +39,163 @@ def summary(values: np.ndarray) -> dict[str, float | int]:
     return {"mean": float(values.mean()), "low": float(low), "high": float(high), "n": len(values)}
 
 
-def split_half_cosines(harmful: Tensor, harmless: Tensor, seed: int) -> np.ndarray:
+def difference(pair: Pair) -> Tensor:
+    return pair[0].double().mean(0) - pair[1].double().mean(0)
+
+
+def weighted_differences(pair: Pair, weights: Pair) -> Tensor:
+    """Differences of weighted means [draw, d_model]; ``weights`` [draw, prompt], of each kind."""
+    return weights[0] @ pair[0].double() - weights[1] @ pair[1].double()
+
+
+def bootstrap_weights(sizes: tuple[int, int], draws: int, seed: int) -> Pair:
+    """How often each prompt is drawn, as shares [draw, prompt], harmful and harmless."""
+    draw = np.random.default_rng(seed)
+    harmful, harmless = (torch.from_numpy(draw.multinomial(n, [1 / n] * n, draws) / n) for n in sizes)
+    return harmful, harmless
+
+
+def split_half_cosines(pair: Pair, draws: int, seed: int) -> np.ndarray:
     """Cosines of two differences of means of the *same* model, each over a random half of the prompts.
 
-    Args: block inputs at one position and layer [prompt, d_model]. The ceiling for any comparison: two
-    halves differ by sampling alone (and, being halves, by more than two whole sets would).
+    The ceiling for any comparison: two halves differ by sampling alone (and, being halves, by more than two whole sets
+    would).
     """
     draw = np.random.default_rng(seed)
-    found = []
-    for _ in range(SPLITS):
-        halves = []
-        orders = [torch.from_numpy(draw.permutation(len(x))) for x in (harmful, harmless)]
-        for half in (0, 1):
-            means = [
-                x[order[half * (len(x) // 2) : (half + 1) * (len(x) // 2)]].double().mean(0)
-                for x, order in zip((harmful, harmless), orders, strict=True)
-            ]
-            halves.append(means[0] - means[1])
-        found.append(cosine(halves[0], halves[1]))
-    return np.array(found)
+    halves: list[list[Tensor]] = [[], []]
+    for x in pair:
+        half = len(x) // 2
+        order = torch.from_numpy(draw.permuted(np.tile(np.arange(len(x)), (draws, 1)), axis=1))
+        for number in (0, 1):
+            chosen = order[:, number * half : (number + 1) * half]
+            halves[number].append(
+                torch.zeros(draws, len(x), dtype=torch.float64).scatter_(1, chosen, 1 / half)
+            )
+    a, b = (weighted_differences(pair, (h[0], h[1])) for h in halves)
+    return cosines(a, b)
 
 
-def random_cosines(harmful: Tensor, harmless: Tensor, direction: Tensor, seed: int) -> np.ndarray:
+def random_cosines(pair: Pair, direction: Tensor, draws: int, seed: int) -> np.ndarray:
     """Absolute cosines of ``direction`` with random ones drawn with the activations' own covariance.
 
     In an anisotropic residual stream, random directions agree more than 1/√d_model suggests.
     """
-    centred = torch.cat([x.double() - x.double().mean(0) for x in (harmful, harmless)])
-    weights = torch.randn(
-        DRAWS, len(centred), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
-    drawn = weights @ centred
-    unit = direction.double() / direction.double().norm()
-    return ((drawn @ unit) / drawn.norm(dim=-1)).abs().numpy()
+    centred = torch.cat([x.double() - x.double().mean(0) for x in pair])
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(draws, len(centred), generator=generator, dtype=torch.float64)
+    return np.abs(cosines(weights @ centred, direction[None]))
 
 
-def compare(dense: Path, compressed: Path, out: Path, seed: int) -> dict[str, Any]:
-    """Write ``out``: cosines of the two directions and their nulls.
+def shuffled_cosines(pair: Pair, direction: Tensor, draws: int, seed: int) -> np.ndarray:
+    """Absolute cosines of ``direction`` with differences of means over shuffled labels: no prompt's kind is known."""
+    draw = np.random.default_rng(seed)
+    together, count = torch.cat([x.double() for x in pair]), len(pair[0])
+    order = torch.from_numpy(draw.permuted(np.tile(np.arange(len(together)), (draws, 1)), axis=1))
+    weights = torch.full((draws, len(together)), -1 / (len(together) - count), dtype=torch.float64)
+    weights.scatter_(1, order[:, :count], 1 / count)
+    return np.abs(cosines(weights @ together, direction[None]))
+
+
+def compared(ours: Pair, theirs: Pair, draws: int, seed: int) -> dict[str, Any]:
+    """The cosine of two differences of means with its interval, the nulls, and p that resampling the dense model's
+    prompts alone gives a cosine as low (split halves, one-sided; at least 1 / (draws + 1)).
+
+    Args:
+        ours, theirs: the dense and the compressed model's block inputs of the same prompts, each at its source.
+    """
+    weights = bootstrap_weights((len(ours[0]), len(ours[1])), draws, seed)
+    resampled = summary(cosines(weighted_differences(ours, weights), weighted_differences(theirs, weights)))
+    value = float(cosines(difference(ours), difference(theirs)))
+    halves = split_half_cosines(ours, draws, seed)
+    return {
+        "cosine": {
+            "value": value,
+            "n": sum(map(len, ours)),
+            "low": resampled["low"],
+            "high": resampled["high"],
+        },
+        "null_split_half": summary(halves),
+        "null_random": summary(random_cosines(ours, difference(ours), draws, seed)),
+        "null_shuffled": summary(shuffled_cosines(theirs, difference(ours), draws, seed)),
+        "p": float((1 + (halves <= value).sum()) / (1 + draws)),
+    }
+
+
+def at(activations: dict[str, Tensor], position: int, layer: int) -> Pair:
+    return activations["harmful"][:, position, layer], activations["harmless"][:, position, layer]
+
+
+def differ(pair: Pair) -> bool:
+    """Whether the two kinds differ at all, beyond rounding."""
+    return bool(difference(pair).norm() > 1e-9 * pair[1].double().mean(0).norm())
+
+
+def cosine_table(
+    dense: dict[str, Tensor], compressed: dict[str, Tensor], seed: int, draws: int = TABLE_DRAWS
+) -> pd.DataFrame:
+    """One row a position and layer: the cosine, its interval, the means of the nulls, p as in :func:`compared`.
+
+    NaN where a model has no difference of means (the template's own tokens before the first block).
+    """
+    _, positions, layers, _ = dense["harmful"].shape
+    rows = []
+    for position in range(-positions, 0):
+        for layer in range(layers):
+            pairs = at(dense, position, layer), at(compressed, position, layer)
+            place = {"position": position, "layer": layer}
+            if not all(differ(pair) for pair in pairs):
+                rows.append(place | dict.fromkeys(MEASURES, math.nan))
+                continue
+            found = compared(*pairs, draws, seed)
+            rows.append(
+                place
+                | {
+                    "cosine": found["cosine"]["value"],
+                    "low": found["cosine"]["low"],
+                    "high": found["cosine"]["high"],
+                    "split_half": found["null_split_half"]["mean"],
+                    "random": found["null_random"]["mean"],
+                    "shuffled": found["null_shuffled"]["mean"],
+                    "p": found["p"],
+                }
+            )
+    return pd.DataFrame(rows, columns=["position", "layer", *MEASURES])
+
+
+def compare(dense: Path, compressed: Path, out: Path, table: Path, seed: int) -> dict[str, Any]:
+    """Write ``out`` (JSON), the directions at their sources, and ``table`` (CSV), every position and layer.
 
     Args:
         dense, compressed: folders of a compression (``MODEL/COMPRESSION``) that hold ``direction/`` and
             ``activations/``.
+
+    Raises:
+        HoldfastError: the two were not cached on the same prompts.
     """
     recorder = Recorder("compare", {"seed": seed})
     ours, theirs = load_direction(dense / "direction"), load_direction(compressed / "direction")
-    means = load_file(compressed / "activations" / "means.safetensors")
-    at_dense_source = (means["harmful"] - means["harmless"])[ours.position, ours.layer]
-    activations, _ = load_activations(dense / "activations")
-    harmful, harmless = (activations[k][:, ours.position, ours.layer] for k in ("harmful", "harmless"))
-    result = {
-        "cosine": cosine(ours.unit, theirs.unit),
-        "cosine_same_source": cosine(ours.unit, at_dense_source),
-        "null_split_half": summary(split_half_cosines(harmful, harmless, seed)),
-        "null_random": summary(random_cosines(harmful, harmless, ours.unit, seed)),
-        "dense": {"layer": ours.layer, "position": ours.position},
-        "compressed": {"layer": theirs.layer, "position": theirs.position},
+    for kind in ("harmful", "harmless"):
+        asked = [
+            [r["text"] for r in read_jsonl(f / "activations" / f"{kind}.jsonl")] for f in (dense, compressed)
+        ]
+        if asked[0] != asked[1]:
+            what = f"its {kind} prompts are not those of {dense}"
+            raise HoldfastError(what, str(compressed / "activations"), "cache both on the same prompts")
+    activations = [load_activations(folder / "activations")[0] for folder in (dense, compressed)]
+    places = {"dense": ours, "compressed": theirs}
+    pair = [at(a, d.position, d.layer) for a, d in zip(activations, (ours, theirs), strict=True)]
+    at_dense_source = at(activations[1], ours.position, ours.layer)
+    same = compared(pair[0], at_dense_source, DRAWS, seed)
+    result = compared(pair[0], pair[1], DRAWS, seed) | {
+        "cosine_same_source": same["cosine"],
+        # Of the compressed direction's squared length, what lies along the dense one.
+        "explained": float(cosines(ours.unit, theirs.unit)) ** 2,
+        **{name: {"layer": d.layer, "position": d.position} for name, d in places.items()},
     }
+    result["cosine"]["value"] = float(cosines(ours.unit, theirs.unit))
     write_json(out, result)
+    with atomic_file(table) as temporary:
+        cosine_table(activations[0], activations[1], seed).to_csv(temporary, index=False)
     recorder.write(
         out.with_name(out.name + ".provenance.json"), [dense / "direction", compressed / "direction"]
     )

@@ -10,8 +10,7 @@ how many it saw.
 
 import contextlib
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +19,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from holdfast.architectures import Writer, decoder_layers, module_name, writer
+from holdfast.architectures import decoder_layers, module_name, writer
 from holdfast.batching import fitting_batch_size, halving
-from holdfast.edited_checkpoints import read_weight, set_weight
-from holdfast.model_folders import DTYPES
-from holdfast.refusal.aird import RankOne
+from holdfast.edited_checkpoints import set_weight
+from holdfast.refusal.edit_candidates import Candidate, Edits, original
 from holdfast.refusal.passes import BlockInputs, Prompts, next_token_logits
 from holdfast.refusal.scores import RefusalScore, kl_divergence
 
-Edits = Mapping[tuple[int, Writer], RankOne]
-
 STEP = 4  # prompts of each kind that a candidate is measured on at a time
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An edit to try: ``alpha`` is None for variants without strength, ``variant`` for no edit at all."""
-
-    variant: str | None
-    layers: list[int]
-    alpha: float | None
-    edits: Edits
-
-
-def original(model: PreTrainedModel, linear: nn.Linear, folder: Path) -> Tensor:
-    """The weight that a linear of the model loaded from ``folder`` stands for, (d_out, d_in).
-
-    bitsandbytes' are read from the files, each format's own way.
-    """
-    if linear.weight.dtype in DTYPES.values():
-        return linear.weight.data
-    return read_weight(folder, f"{module_name(model, linear)}.weight")
 
 
 @contextlib.contextmanager

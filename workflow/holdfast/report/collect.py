@@ -40,10 +40,13 @@ MEASURES = {
     "mcnemar_p[CONTROL]": "the same against the random-direction edit that is its control",
     "pruned": "1 when the compression prunes, else 0",
     "quantized": "1 when the compression quantizes, else 0",
-    "cosine_to_dense": "cosine of the compressed and the dense model's refusal directions",
+    "cosine_to_dense": "cosine of the compressed and the dense model's refusal directions; bootstrap over prompts",
     "cosine_to_dense_same_source": "the same with both taken at the dense model's layer and position",
     "cosine_null_split_half": "cosine of directions from two halves of the same prompts: mean, interval",
     "cosine_null_random": "cosine of chance directions: mean, interval",
+    "cosine_null_shuffled": "cosine of differences of means over shuffled labels: mean, interval",
+    "cosine_p": "p that two halves of the dense model's prompts give a cosine as low, one-sided",
+    "direction_explained": "share of the compressed direction's squared length along the dense one",
     "source_layer": "layer the direction comes from",
     "source_position": "token position it comes from, from the end",
     "direction_usable": "1 when a candidate passed every filter, else 0",
@@ -262,12 +265,12 @@ def _mechanism(compression: Path, name: str) -> dict[str, Rate]:
     # The dense model is what is compared with: without a file there is nothing missing.
     if comparison is not None or name != DENSE:
         comparison = comparison or {}
-        measured["cosine_to_dense"] = _point(comparison.get("cosine"))
-        measured["cosine_to_dense_same_source"] = _point(comparison.get("cosine_same_source"))
-        for null in ("split_half", "random"):
-            band = comparison.get(f"null_{null}") or {}
-            low, high = _number(band.get("low")), _number(band.get("high"))
-            measured[f"cosine_null_{null}"] = Rate(_number(band.get("mean")), band.get("n") or 0, low, high)
+        measured["cosine_to_dense"] = _band(comparison.get("cosine"), "value")
+        measured["cosine_to_dense_same_source"] = _band(comparison.get("cosine_same_source"), "value")
+        measured["cosine_p"] = _point(comparison.get("p"))
+        measured["direction_explained"] = _point(comparison.get("explained"))
+        for null in ("split_half", "random", "shuffled"):
+            measured[f"cosine_null_{null}"] = _band(comparison.get(f"null_{null}"), "mean")
     direction = _json(compression / "direction/direction.json") or {}
     usable = direction.get("usable")
     return (
@@ -281,6 +284,12 @@ def _mechanism(compression: Path, name: str) -> dict[str, Rate]:
         | _mediation(compression / "mediation/verdicts.jsonl")
         | {"score_auroc": _point((direction.get("auroc") or {}).get(direction.get("score")))}
     )
+
+
+def _band(found: dict[str, Any] | None, middle: str) -> Rate:
+    band = found or {}
+    low, high = _number(band.get("low")), _number(band.get("high"))
+    return Rate(_number(band.get(middle)), band.get("n") or 0, low, high)
 
 
 def _mediation(path: Path) -> dict[str, Rate]:

@@ -165,7 +165,11 @@ def cosine(models: list[Numbers]) -> Figure:
         values = [numbers.get(c, AS_IS, "cosine_to_dense").value for c in names]
         for place, value in enumerate(values):
             axes.text(1.01, place, "missing" if math.isnan(value) else f"{value:.3f}", **beside)
-        axes.plot(values, range(len(names)), "D", label="compressed against dense", **DIAMOND)
+        spans = [numbers.get(c, AS_IS, "cosine_to_dense") for c in names]
+        axes.hlines(
+            range(len(names)), [r.low for r in spans], [r.high for r in spans], color="black", linewidth=1
+        )
+        axes.plot(values, range(len(names)), "D", label="compressed against dense, 95 % interval", **DIAMOND)
         axes.set_yticks(range(len(names)), names)
         axes.set_ylim(len(names) - 0.4, -0.7)
         axes.set_xlim(min([-0.1, *axes.get_xlim()]) - 0.05, 1.04)

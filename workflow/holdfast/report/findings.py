@@ -174,17 +174,14 @@ def mechanism_findings(numbers: Numbers) -> list[str]:
     unusable = [c for c in numbers.compressions if numbers.get(c, AS_IS, "direction_usable").value == 0]
     if unusable:
         found.append(f"No candidate direction passed every filter in: {', '.join(unusable)}.")
-    turned, cosines = [], {}
-    for compression in numbers.compressed():
-        cosine = numbers.get(compression, AS_IS, "cosine_to_dense").value
-        if not math.isnan(cosine):
-            cosines[compression] = cosine
-            if cosine < numbers.get(compression, AS_IS, "cosine_null_split_half").low:
-                turned.append(f"{compression} ({cosine:.3f})")
+    cosines = {c: numbers.get(c, AS_IS, "cosine_to_dense").value for c in numbers.compressed()}
+    cosines = {c: cosine for c, cosine in cosines.items() if not math.isnan(cosine)}
+    adjusted = holm([numbers.get(c, AS_IS, "cosine_p").value for c in cosines])
+    turned = [f"{c} ({cosines[c]:.3f})" for c, p in zip(cosines, adjusted, strict=True) if p < SIGNIFICANT]
     if cosines:
         found.append(
-            "The direction differs from the dense model's by more than resampling its prompts does (cosine "
-            f"below the split-half interval) in {len(turned)} of "
+            "The direction differs from the dense model's by more than resampling its prompts does (against split "
+            f"halves of them, Holm-corrected p < {SIGNIFICANT}) in {len(turned)} of "
             f"{_count(cosines, 'compression')}{_names(turned)}."
         )
     return found

@@ -97,12 +97,13 @@ def mechanism_table(numbers: Numbers) -> Table:
     rows = []
     counts: dict[str, list[int]] = {s: [] for s in sets}
     for compression in numbers.compressions:
-        cosine, same, split, chance, layer, position = (
+        cosine, same, split, shuffled, chance, layer, position = (
             numbers.get(compression, AS_IS, m)
             for m in (
                 "cosine_to_dense",
                 "cosine_to_dense_same_source",
                 "cosine_null_split_half",
+                "cosine_null_shuffled",
                 "cosine_null_random",
                 "source_layer",
                 "source_position",
@@ -118,7 +119,7 @@ def mechanism_table(numbers: Numbers) -> Table:
             rates = [numbers.get(compression, AS_IS, f"refusal_{prompts}[{i}]") for i in interventions]
             counts[prompts] += [r.n for r in rates]
             effects.append(" → ".join(percent(r.value) if r.n else MISSING for r in rates))
-        cosines = [number(c, 3) for c in (cosine, same, split, chance)]
+        cosines = [number(c, 3) for c in (cosine, same, split, shuffled, chance)]
         rows.append([compression, *cosines, source, *effects])
     note = (
         f"n: {_usual(counts['harmful'])} harmful and {_usual(counts['harmless'])} harmless prompts; "
@@ -132,6 +133,7 @@ def mechanism_table(numbers: Numbers) -> Table:
             "Cosine to dense",
             "At the dense source",
             "Split-half null",
+            "Shuffled null",
             "Random null",
             "Source layer / position",
             "Harmful refused: baseline → ablated → random ablated",
@@ -140,8 +142,9 @@ def mechanism_table(numbers: Numbers) -> Table:
         rows,
         note,
         "A cosine below the split-half null is more change than sampling of prompts makes; above it nothing is "
-        "decided, for two halves share no prompt and two models do. The "
-        "random null is what unrelated directions reach. One direction mediates refusal when ablating it "
+        "decided, for two halves share no prompt and two models do. The shuffled null is what the compressed model "
+        "gives when no prompt's kind is known, the random null what unrelated directions reach. One direction "
+        "mediates refusal when ablating it "
         "stops refusal, adding it induces refusal, and a random direction does neither.",
         findings=mechanism_findings(numbers),
     )

@@ -1,0 +1,75 @@
+"""The search for an AIRD edit: its time per 20 candidates, in plain evaluations of the validation prompts.
+
+    python benchmarks/edit_search.py MODEL DENSE DIRECTION OWN_DIRECTION [--prompts N] [--stride N]
+
+MODEL is a compressed checkpoint, DENSE its dense original, the two directions their `direction` folders, for example of
+results/demo. Candidates: every STRIDE-th layer × 3 variants × 4 α. A plain evaluation is what one candidate would cost
+by itself: the refusal score of all harmful prompts and the first answer token of all harmless ones. Target: 3.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from holdfast.architectures import decoder_layers
+from holdfast.checkpoints import load_model, load_tokenizer
+from holdfast.model_folders import settings
+from holdfast.prompts.sources import read_prompts
+from holdfast.refusal.direction import load_direction, load_score
+from holdfast.refusal.edit_candidates import candidates
+from holdfast.refusal.edit_search import EditSearch
+from holdfast.refusal.scores import first_answer_token
+
+HARMFUL = {"source": "package:pyrit/datasets/seed_datasets/local/adv_bench.prompt"}
+HARMLESS = {"source": "package:holdfast/data/harmless.jsonl"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    for name in ("model", "dense", "direction", "own_direction"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--prompts", type=int, default=32, help="validation prompts of each kind")
+    parser.add_argument("--stride", type=int, default=1, help="every so many layers")
+    given = parser.parse_args()
+    model, tokenizer, chosen = load_model(given.model), load_tokenizer(given.model), settings(given.model)
+    found, own = load_direction(given.direction), load_direction(given.own_direction)
+    score = load_score(own.about, tokenizer, chosen)
+
+    def texts(source: dict[str, str], start: int, count: int) -> list[str]:
+        return [r["text"] for r in read_prompts({**source, "rows": f"{start}:{start + count}"})]
+
+    harmful, harmless = texts(HARMFUL, 400, given.prompts), texts(HARMLESS, 400, given.prompts)
+    start = time.perf_counter()
+    score(model, harmful)
+    first_answer_token(model, tokenizer, harmless, chosen)
+    plain = time.perf_counter() - start
+    start = time.perf_counter()
+    layers = list(range(0, len(decoder_layers(model)), given.stride))
+    search = {"variants": ["amplify", "centred", "null-space"], "layers": layers, "alphas": [1, 2, 4, 8]}
+    tried = candidates(
+        model,
+        tokenizer,
+        chosen,
+        {"variant": "search", "layer": "search", "alpha": "search", "matrices": ["o_proj", "down_proj"]}
+        | {"search": search},
+        direction=found.unit,
+        source=found.layer,
+        own_direction=own.unit,
+        folder=given.model,
+        dense=given.dense,
+        harmless_train=texts(HARMLESS, 300, 64),
+    )
+    made = time.perf_counter() - start
+    searched = EditSearch(model, score, harmful, harmless, layers, given.model, max_kl=0.1)
+    best, trace = searched.run(tried)
+    seconds = time.perf_counter() - start
+    print(f"plain evaluation of {given.prompts} + {given.prompts} prompts: {plain:.1f} s")
+    print(f"search over {len(tried)} candidates: {seconds:.1f} s, {made:.1f} s of it to compute them")
+    print(f"per 20 candidates: {20 * seconds / len(tried) / plain:.2f} plain evaluations")
+    seen = sum(row["prompts"] for row in trace[1:]) / len(tried)
+    print(f"prompts of each kind a candidate saw: {seen:.1f} of {given.prompts}")
+    print(f"winner: {None if best is None else trace[best + 1]}; unedited: {trace[0]['refusal_score']:.2f}")
+
+
+if __name__ == "__main__":
+    main()

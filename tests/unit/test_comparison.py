@@ -1,0 +1,141 @@
+"""The comparison of directions, against rotations by known angles and against noise."""
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from holdfast.errors import HoldfastError
+from holdfast.files import write_json, write_jsonl
+from holdfast.refusal.comparison import (
+    Pair,
+    compare,
+    compared,
+    cosine_table,
+    random_cosines,
+    shuffled_cosines,
+    split_half_cosines,
+)
+from safetensors.torch import save_file
+
+PROMPTS, WIDTH, LAYERS, TURNED = 120, 48, 4, 2
+ANGLE = 0.7
+
+
+def plane() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two unit directions at right angles."""
+    drawn = torch.randn(WIDTH, 2, generator=torch.Generator().manual_seed(0))
+    basis = torch.linalg.qr(drawn).Q
+    return basis[:, 0], basis[:, 1]
+
+
+def activations(rotated: bool) -> dict[str, torch.Tensor]:
+    """[prompt, 1 position, layer, d_model]: noise, and in harmful prompts 20 r, which the rotated ones have turned by
+    ANGLE at layer TURNED. Before the first block nothing differs."""
+    r, other = plane()
+    noise = torch.Generator().manual_seed(1)
+    found = {}
+    for kind, size in (("harmful", 20.0), ("harmless", 0.0)):
+        x = torch.randn(PROMPTS, 1, LAYERS, WIDTH, generator=noise)
+        x[:, :, 0] = 1.0
+        for layer in range(1, LAYERS):
+            turn = ANGLE if rotated and layer == TURNED else 0.0
+            x[:, 0, layer] += size * (math.cos(turn) * r + math.sin(turn) * other)
+        found[kind] = x
+    return found
+
+
+def folder(path: Path, rotated: bool) -> Path:
+    """What the stages activations and direction write for it, the source at the turned layer."""
+    values = activations(rotated)
+    for name in ("activations", "direction"):
+        (path / name).mkdir(parents=True)
+    save_file(values, path / "activations/activations.safetensors")
+    write_json(path / "activations/positions.json", {"positions": [-1], "tokens": ["x"], "layers": LAYERS})
+    for kind in values:
+        write_jsonl(
+            path / f"activations/{kind}.jsonl", [{"id": i, "text": f"{kind} {i}"} for i in range(PROMPTS)]
+        )
+    d = (values["harmful"].double().mean(0) - values["harmless"].double().mean(0))[0, TURNED].float()
+    tensors = {
+        "direction": d / d.norm(),
+        "mean_difference": d,
+        "harmless_mean": values["harmless"].mean(0)[0],
+    }
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path / "direction/direction.safetensors")
+    write_json(path / "direction/direction.json", {"layer": TURNED, "position": -1, "usable": True})
+    write_json(path / "direction/provenance.json", {})
+    return path
+
+
+def test_a_rotation_by_a_known_angle_in_one_layer_is_found(tmp_path: Path) -> None:
+    dense, turned = folder(tmp_path / "dense", False), folder(tmp_path / "turned", True)
+    result = compare(dense, turned, tmp_path / "comparison.json", tmp_path / "comparison.csv", seed=0)
+    assert result["cosine"]["low"] <= math.cos(ANGLE) <= result["cosine"]["high"]
+    assert result["cosine"]["high"] - result["cosine"]["low"] < 0.15
+    assert result["explained"] == pytest.approx(result["cosine"]["value"] ** 2)
+    assert result["p"] < 0.001
+    assert result["null_split_half"]["low"] > result["cosine"]["high"]
+    assert max(result["null_random"]["high"], result["null_shuffled"]["high"]) < result["cosine"]["low"]
+    table = pd.read_csv(tmp_path / "comparison.csv").set_index("layer")
+    assert table.loc[0, ["cosine", "p"]].isna().all()  # nothing differs there: no direction, no test
+    assert table.loc[[1, 3], "cosine"].to_numpy() == pytest.approx(1.0)
+    assert (table.loc[[1, 3], "p"] > 0.9).all()
+    assert table.loc[TURNED, "low"] <= math.cos(ANGLE) <= table.loc[TURNED, "high"]
+    assert json.loads((tmp_path / "comparison.json").read_text()) == result
+
+
+def test_intervals_are_as_wide_as_estimates_scatter() -> None:
+    r, other = plane()
+    values, widths = [], []
+    for seed in range(60):
+        draw = torch.Generator().manual_seed(seed)
+        noise = [torch.randn(80, WIDTH, generator=draw) for _ in range(4)]
+        ours: Pair = (noise[0] + 4 * r, noise[1])
+        theirs: Pair = (noise[2] + 4 * (math.cos(ANGLE) * r + math.sin(ANGLE) * other), noise[3])
+        found = compared(ours, theirs, 200, seed)["cosine"]
+        values.append(found["value"])
+        widths.append(found["high"] - found["low"])
+    scatter = float(torch.tensor(values).std())
+    assert 0.7 < torch.tensor(widths).mean() / (2 * 1.96 * scatter) < 1.5
+
+
+def test_equal_models_are_not_told_apart() -> None:
+    draw = torch.Generator().manual_seed(3)
+    r, _ = plane()
+    ours: Pair = (torch.randn(64, WIDTH, generator=draw) + 2 * r, torch.randn(64, WIDTH, generator=draw))
+    found = compared(ours, ours, 500, 0)
+    assert found["cosine"]["value"] == pytest.approx(1.0)
+    assert found["p"] > 0.9
+
+
+def test_nulls_of_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise: Pair = (torch.randn(60, 200, generator=generator), torch.randn(60, 200, generator=generator))
+    assert abs(split_half_cosines(noise, 200, 0).mean()) < 0.1
+    # isotropic noise: E|cos| = sqrt(2 / (pi d)), of which 118 dimensions are drawn
+    direction = torch.randn(200, generator=generator)
+    for null in (random_cosines, shuffled_cosines):
+        assert null(noise, direction, 500, 0).mean() == pytest.approx((2 / (math.pi * 118)) ** 0.5, rel=0.5)
+
+
+def test_split_halves_share_no_prompt() -> None:
+    x = torch.eye(8)  # one prompt a dimension: halves that shared one would not be at right angles
+    found = split_half_cosines((x, torch.zeros(8, 8)), 20, 0)
+    assert abs(found).max() < 1e-12
+
+
+def test_other_prompts_are_refused(tmp_path: Path) -> None:
+    dense, turned = folder(tmp_path / "dense", False), folder(tmp_path / "turned", True)
+    write_jsonl(turned / "activations/harmful.jsonl", [{"id": 0, "text": "another"}])
+    with pytest.raises(HoldfastError, match="its harmful prompts are not those of"):
+        compare(dense, turned, tmp_path / "comparison.json", tmp_path / "comparison.csv", seed=0)
+    assert not (tmp_path / "comparison.json").exists()
+
+
+def test_a_table_has_a_row_for_every_place() -> None:
+    table = cosine_table(activations(False), activations(True), seed=0, draws=50)
+    assert list(table["layer"]) == list(range(LAYERS))
+    assert (table["position"] == -1).all()

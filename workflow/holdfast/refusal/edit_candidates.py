@@ -1,0 +1,151 @@
+"""The edits to choose among: which variants, layers and strengths a recipe names, each as rank-one changes."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from holdfast.architectures import Writer, decoder_layers, module_name, writer
+from holdfast.edited_checkpoints import read_weight
+from holdfast.errors import HoldfastError
+from holdfast.model_folders import DTYPES
+from holdfast.prompts.templates import by_length, encode, forward_inputs, post_instruction_tokens
+from holdfast.refusal.aird import SCALED, RankOne, rank_one
+
+Edits = Mapping[tuple[int, Writer], RankOne]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An edit to try: ``alpha`` is None for variants without strength, ``variant`` for no edit at all."""
+
+    variant: str | None
+    layers: list[int]
+    alpha: float | None
+    edits: Edits
+
+
+def candidates(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    chosen: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    *,
+    direction: Tensor,
+    source: int,
+    own_direction: Tensor,
+    folder: Path,
+    dense: Path,
+    harmless_train: Sequence[str],
+) -> list[Candidate]:
+    """Every edit that a recipe names; those of strength 0 are none and left out.
+
+    Args:
+        chosen: the checkpoint's settings (``model_folders.settings``).
+        plan: ``variant``, ``matrices``, ``layer``, ``alpha``, and ``search`` where one of them is searched.
+        direction: r̂ [d_model]; source: the layer it was found at.
+        own_direction: the compressed model's own, for ``realign``.
+        folder: the checkpoint that ``model`` was loaded from; dense: the dense model's, for ``restore``.
+        harmless_train: for ``centred`` and ``null-space``.
+
+    Raises:
+        HoldfastError: a layer that does not exist.
+    """
+    groups = layer_groups(plan, source, len(decoder_layers(model)))
+    names = variants(plan)
+    keys = sorted({(layer, name) for group in groups for layer in group for name in plan["matrices"]})
+    inputs: dict[tuple[int, Writer], Tensor] = {}
+    if {"centred", "null-space"} & set(names):
+        inputs = matrix_inputs(model, tokenizer, harmless_train, chosen, keys)
+
+    def at_strength_one(variant: str, key: tuple[int, Writer]) -> RankOne:
+        linear = writer(decoder_layers(model)[key[0]], key[1])
+        restored = None
+        if variant == "restore":
+            restored = read_weight(dense, f"{module_name(model, linear)}.weight")
+        return rank_one(
+            variant,
+            original(model, linear, folder),
+            direction,
+            dense_weight=restored,
+            own_direction=own_direction,
+            harmless_inputs=inputs.get(key),
+        )
+
+    found = []
+    for variant in names:
+        made = {key: at_strength_one(variant, key) for key in keys}
+        for group in groups:
+            of_group = {key: edit for key, edit in made.items() if key[0] in group}
+            for alpha in alpha_values(plan, variant):
+                scaled = {k: edit if alpha is None else edit.scaled(alpha) for k, edit in of_group.items()}
+                found.append(Candidate(variant, group, alpha, scaled))
+    return [candidate for candidate in found if candidate.alpha != 0]
+
+
+def matrix_inputs(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    texts: Sequence[str],
+    chosen: Mapping[str, Any],
+    keys: Sequence[tuple[int, Writer]],
+) -> dict[tuple[int, Writer], Tensor]:
+    """Inputs of the named matrices at the post-instruction positions: (layer, name) → [prompt × position, d_in]."""
+    count = len(post_instruction_tokens(tokenizer, chosen))
+    layers = decoder_layers(model)
+    found: dict[tuple[int, Writer], list[Tensor]] = {key: [] for key in keys}
+    with contextlib.ExitStack() as stack:
+        for layer, name in keys:
+
+            def hook(_module: Any, args: tuple[Tensor], key: tuple[int, Writer] = (layer, name)) -> None:
+                found[key].append(args[0][:, -count:].flatten(0, 1).float().cpu())
+
+            stack.callback(writer(layers[layer], name).register_forward_pre_hook(hook).remove)
+        for rows in by_length([len(t) for t in texts], 32):
+            inputs = forward_inputs(model, encode(tokenizer, [texts[i] for i in rows], chosen))
+            with torch.inference_mode():
+                model.base_model(**inputs, use_cache=False)
+    return {key: torch.cat(parts) for key, parts in found.items()}
+
+
+def original(model: PreTrainedModel, linear: nn.Linear, folder: Path) -> Tensor:
+    """The weight that a linear of the model loaded from ``folder`` stands for, (d_out, d_in).
+
+    bitsandbytes' are read from the files, each format's own way.
+    """
+    if linear.weight.dtype in DTYPES.values():
+        return linear.weight.data
+    return read_weight(folder, f"{module_name(model, linear)}.weight")
+
+
+def layer_groups(plan: Mapping[str, Any], source: int, n_layers: int) -> list[list[int]]:
+    """The layer sets to try: one, or one for each layer searched."""
+    layer = plan["layer"]
+    if layer == "search":
+        layers = plan["search"]["layers"]
+        groups = [[number] for number in (range(n_layers) if layers == "all" else layers)]
+    elif layer == "source":
+        groups = [[source]]
+    else:
+        groups = [[layer] if isinstance(layer, int) else list(layer)]
+    if wrong := [number for group in groups for number in group if not 0 <= number < n_layers]:
+        raise HoldfastError(
+            f"layer {wrong[0]} does not exist", "edit", f"the model has layers 0 … {n_layers - 1}"
+        )
+    return groups
+
+
+def variants(plan: Mapping[str, Any]) -> list[str]:
+    return list(plan["search"]["variants"]) if plan["variant"] == "search" else [plan["variant"]]
+
+
+def alpha_values(plan: Mapping[str, Any], variant: str) -> list[float | None]:
+    if variant not in SCALED:
+        return [None] if plan.get("alpha") != 0 else [0.0]
+    alphas = plan["search"]["alphas"] if plan["alpha"] == "search" else [plan["alpha"]]
+    return [float(a) for a in alphas]
