@@ -121,6 +121,12 @@ def model_files(wildcards):
     return local_files(model.source, model.adapter)
 
 
+def dense_direction(wildcards):
+    """Of a compressed model, the dense one's direction: does it act there too?"""
+    dense = wildcards.compression == DENSE
+    return [] if dense else [f"<results>/{wildcards.model}/{DENSE}/direction"]
+
+
 def published_files(wildcards):
     recipe = STUDY.recipe("compress", compression=wildcards.compression)
     return local_files(recipe.get("source"))

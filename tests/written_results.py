@@ -79,7 +79,7 @@ def write_compression(
             "auroc": {"phrase": 0.9, "token": 0.6},
         },
     )
-    shares = {"baseline": 18, "ablate": 1, "ablate-random": 17}
+    shares = {"baseline": 18, "ablate": 1, "ablate-dense": 3, "ablate-random": 17}
     records = [
         {
             "intervention": name,
@@ -99,7 +99,7 @@ def write_compression(
             "refused": i < count,
             "degenerate": False,
         }
-        for name, count in {"baseline": 1, "add": 19, "add-random": 2}.items()
+        for name, count in {"baseline": 1, "add": 19, "add-dense": 15, "add-random": 2}.items()
         for i in range(20)
     ]
     write_jsonl(folder / "mediation/verdicts.jsonl", records)

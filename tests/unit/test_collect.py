@@ -93,6 +93,7 @@ def test_collect_puts_the_mechanism_on_the_as_is_rows(results: Path) -> None:
         "direction_usable": 1,
         "refusal_harmful[baseline]": 0.9,
         "refusal_harmful[ablate]": 0.05,
+        "refusal_harmful[ablate-dense]": 0.15,
         "refusal_harmful[ablate-random]": 0.85,
         "refusal_harmless[baseline]": 0.05,
         "refusal_harmless[add]": 0.95,
@@ -101,7 +102,10 @@ def test_collect_puts_the_mechanism_on_the_as_is_rows(results: Path) -> None:
     }
     for measure, value in expected.items():
         assert row(frame, "wanda-50", "as-is", measure).value == pytest.approx(value), measure
-    assert not frame[frame["compression"] == "dense"]["measure"].str.startswith("cosine").any()
+    of_dense = frame[frame["compression"] == "dense"]["measure"]
+    assert not of_dense.str.startswith("cosine").any()
+    assert not of_dense.str.contains("-dense").any()  # its own direction is that one
+    assert row(frame, "wanda-50", "as-is", "cosine_to_dense").low == pytest.approx(0.75)
     assert not frame[frame["method"] == "aird"]["measure"].isin(["source_layer", "pruned"]).any()
 
 

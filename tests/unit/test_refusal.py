@@ -8,7 +8,7 @@ import torch
 from holdfast.architectures import decoder_layers, mlp
 from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.errors import HoldfastError
-from holdfast.files import read_json
+from holdfast.files import read_json, read_jsonl
 from holdfast.prompts.templates import encode
 from holdfast.refusal.activations import block_inputs, cache_activations, load_activations
 from holdfast.refusal.direction import find_direction
@@ -167,9 +167,16 @@ def test_random_direction_does_not_do_what_the_planted_one_does(
         "ablation": "plain",
         "judge": "arditi-12",
     }
-    mediate(folder, out, direction, made["harmful_validation"], made["harmless_validation"], settings)
-    verdicts = [line for line in (out / "verdicts.jsonl").read_text().split("\n") if line]
-    assert len(verdicts) == 4 * (2 + 1 + 2 + 1 + 2)
+    held_out = made["harmful_validation"], made["harmless_validation"]
+    mediate(folder, out, direction, *held_out, settings, dense_direction_dir=direction)
+    answers = read_jsonl(out / "answers.jsonl")
+    assert len(answers) == len(read_jsonl(out / "verdicts.jsonl")) == 4 * (2 + (1 + 1 + 2) + (1 + 1 + 2))
+    said = {
+        name: [a["completion"] for a in answers if a["intervention"] == name]
+        for name in ("ablate", "ablate-dense", "add", "add-dense")
+    }
+    assert said["ablate"] == said["ablate-dense"]  # here the two directions are one
+    assert said["add"] == said["add-dense"]
 
 
 def test_no_usable_candidate_is_a_result_not_a_crash(model_dir: Path, tmp_path: Path) -> None:

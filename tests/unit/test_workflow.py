@@ -32,8 +32,7 @@ from pathlib import Path
 FILES = {
     "fetch": ["provenance.json"], "compress": ["provenance.json"], "edit": ["edit.json", "provenance.json"],
     "activations": ["activations.safetensors"], "direction": ["direction.json"], "figures": ["asr.svg"],
-    "mediate": ["verdicts.jsonl", "baseline.jsonl", "ablate.jsonl", "add.jsonl", "ablate-random.jsonl",
-                "add-random.jsonl"],
+    "mediate": ["verdicts.jsonl", "answers.jsonl"],
     "generate": ["attack.jsonl", "over_refusal.jsonl"], "judge": ["attack.jsonl", "over_refusal.jsonl"],
     "ability": ["lm_eval.json", "zero_shot.json", "perplexity.json"],
     "tables": ["refusal.csv", "refusal.md", "refusal.tex"],
@@ -52,6 +51,8 @@ if stage in ("compress", "edit"):  # copies of checkpoints share files with thei
             os.link(file, out / file.name)
 if stage not in FILES:
     out.write_text(" ".join(sys.argv))
+if stage == "compare":
+    Path(arguments[arguments.index("--table") + 1]).write_text(" ".join(sys.argv))
 """
 
 

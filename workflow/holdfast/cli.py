@@ -165,12 +165,15 @@ def mediate(
     harmful: Prompts,
     harmless: Prompts,
     recipe: Recipe,
+    dense_direction: Annotated[
+        Path | None, typer.Option(help="The dense model's direction folder, of a compressed checkpoint.")
+    ] = None,
 ) -> None:
-    """Ablate and add the direction, and random ones, on held-out prompts."""
+    """Ablate and add the direction, the dense model's and random ones, on held-out prompts."""
     apart(out, model_dir, direction)
     from holdfast.refusal.mediation import mediate as run
 
-    run(model_dir, out, direction, harmful, harmless, checked("mediate", recipe))
+    run(model_dir, out, direction, harmful, harmless, checked("mediate", recipe), dense_direction)
 
 
 @app.command()

@@ -13,7 +13,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "activations": 1,
     "direction": 2,
     "compare": 2,
-    "mediate": 1,
+    "mediate": 2,
     "edit": 2,
     "generate": 1,
     "judge": 1,

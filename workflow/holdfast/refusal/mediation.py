@@ -1,4 +1,4 @@
-"""Does one direction mediate refusal? Ablate it, add it, and do the same with a random one."""
+"""Does one direction mediate refusal? Ablate and add it, and the dense model's, and random ones."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -15,18 +15,34 @@ from holdfast.refusal.interventions import ablated, added, random_unit
 
 
 def mediate(
-    model_dir: Path, out: Path, direction_dir: Path, harmful: Path, harmless: Path, recipe: Mapping[str, Any]
+    model_dir: Path,
+    out: Path,
+    direction_dir: Path,
+    harmful: Path,
+    harmless: Path,
+    recipe: Mapping[str, Any],
+    dense_direction_dir: Path | None = None,
 ) -> None:
     """Generate under each intervention on held-out prompts and judge the answers.
 
     Ablation is tried on harmful prompts (refusal should stop), addition on harmless ones (it should appear), each
-    beside the same intervention with a random direction of the same norm. ``recipe``: prompts (of each kind),
-    max_new_tokens, random_seeds (how many random directions), seed, ablation, judge.
+    with the model's own direction, the dense model's where it is given (of a compressed model: does it transfer?),
+    and random ones of the same norm. Affine ablation always puts back this model's own harmless mean.
+
+    ``recipe``: prompts (of each kind), max_new_tokens, random_seeds (how many random directions), seed, ablation,
+    judge.
     """
     from holdfast.checkpoints import load_model, load_tokenizer
     from holdfast.model_folders import settings
 
     recorder = Recorder("mediate", dict(recipe))
+    inputs = [
+        model_dir,
+        direction_dir,
+        harmful,
+        harmless,
+        *([dense_direction_dir] if dense_direction_dir else []),
+    ]
     model, tokenizer, chosen = load_model(model_dir), load_tokenizer(model_dir), settings(model_dir)
     found = load_direction(direction_dir)
     prompts = {
@@ -34,18 +50,20 @@ def mediate(
         "harmless": read_records(harmless)[: recipe["prompts"]],
     }
     mean = found.harmless if recipe["ablation"] == "affine" else None
+    dense = load_direction(dense_direction_dir) if dense_direction_dir else None
     random = [random_unit(found.unit, recipe["seed"] + i) for i in range(recipe["random_seeds"])]
     norm = found.difference.norm()
     interventions: list[tuple[str, str, AbstractContextManager[None]]] = [
         ("baseline", "harmful", nullcontext()),
         ("baseline", "harmless", nullcontext()),
         ("ablate", "harmful", ablated(model, found.unit, mean)),
+        *([("ablate-dense", "harmful", ablated(model, dense.unit, mean))] if dense else []),
         *(("ablate-random", "harmful", ablated(model, r, mean)) for r in random),
         ("add", "harmless", added(model, found.difference, found.layer)),
+        *([("add-dense", "harmless", added(model, dense.difference, dense.layer))] if dense else []),
         *(("add-random", "harmless", added(model, r * norm, found.layer)) for r in random),
     ]
-    records: dict[str, list[dict[str, Any]]] = {}
-    verdicts = []
+    answers, verdicts = [], []
     judge = substring_judge(recipe["judge"])
     for name, kind, intervention in interventions:
         with intervention:
@@ -59,11 +77,10 @@ def mediate(
                 progress=f"{name} on {kind} prompts",
             )
         for prompt, answer in zip(prompts[kind], done, strict=True):
-            record = {**generation_record(prompt, answer), "set": kind}
-            records.setdefault(name, []).append(record)
-            verdicts.append({**verdict(record, recipe["judge"], judge), "intervention": name, "set": kind})
+            what = {"intervention": name, "set": kind}
+            answers.append({**generation_record(prompt, answer), **what})
+            verdicts.append({**verdict(answers[-1], recipe["judge"], judge), **what})
     with atomic_folder(out) as folder:
-        for name, answers in records.items():
-            write_jsonl(folder / f"{name}.jsonl", answers)
+        write_jsonl(folder / "answers.jsonl", answers)
         write_jsonl(folder / "verdicts.jsonl", verdicts)
-        recorder.write(folder / "provenance.json", [model_dir, direction_dir, harmful, harmless])
+        recorder.write(folder / "provenance.json", inputs)

@@ -51,13 +51,13 @@ MEASURES = {
     "source_position": "token position it comes from, from the end",
     "direction_usable": "1 when a candidate passed every filter, else 0",
     "direction_published_bounds": "1 when it passes KL <= 0.1 and induce >= 0, the bounds of Arditi et al.",
-    "refusal_harmful[INTERVENTION]": "share of harmful prompts refused (baseline, ablate, ablate-random)",
-    "refusal_harmless[INTERVENTION]": "share of harmless prompts refused (baseline, add, add-random)",
+    "refusal_harmful[INTERVENTION]": "share of harmful prompts refused (baseline, ablate, ablate-dense, ablate-random)",
+    "refusal_harmless[INTERVENTION]": "share of harmless prompts refused (baseline, add, add-dense, add-random)",
     "score_auroc": "AUROC of the refusal score against generated refusals",
 }
 MEDIATION = {
-    "harmful": ("baseline", "ablate", "ablate-random"),
-    "harmless": ("baseline", "add", "add-random"),
+    "harmful": ("baseline", "ablate", "ablate-dense", "ablate-random"),
+    "harmless": ("baseline", "add", "add-dense", "add-random"),
 }
 NOTHING = Rate(math.nan, 0, math.nan, math.nan)
 Verdicts = dict[str, dict[str, Any]]
@@ -281,7 +281,7 @@ def _mechanism(compression: Path, name: str) -> dict[str, Rate]:
             "direction_usable": _point(None if usable is None else float(usable)),
             "direction_published_bounds": _point(direction.get("passes_published_bounds")),
         }
-        | _mediation(compression / "mediation/verdicts.jsonl")
+        | _mediation(compression / "mediation/verdicts.jsonl", of_dense=name == DENSE)
         | {"score_auroc": _point((direction.get("auroc") or {}).get(direction.get("score")))}
     )
 
@@ -292,7 +292,7 @@ def _band(found: dict[str, Any] | None, middle: str) -> Rate:
     return Rate(_number(band.get(middle)), band.get("n") or 0, low, high)
 
 
-def _mediation(path: Path) -> dict[str, Rate]:
+def _mediation(path: Path, *, of_dense: bool) -> dict[str, Rate]:
     records = read_jsonl(path) if path.is_file() else []
     refused: dict[tuple[str, str], dict[str, list[bool]]] = {}
     for record in records:
@@ -302,6 +302,8 @@ def _mediation(path: Path) -> dict[str, Rate]:
     measured = {}
     for kind, interventions in MEDIATION.items():
         for intervention in interventions:
+            if of_dense and intervention.endswith("-dense"):
+                continue  # its own direction is that one
             prompts = refused.get((kind, intervention), {})
             measured[f"refusal_{kind}[{intervention}]"] = _clustered(list(prompts.values()))
     return measured

@@ -124,9 +124,22 @@ def mediation(models: list[Numbers]) -> Figure:
     sides = [
         (
             "harmful",
-            {"baseline": "baseline", "ablate": "direction ablated", "ablate-random": "random ablated"},
+            {
+                "baseline": "baseline",
+                "ablate": "own direction ablated",
+                "ablate-dense": "the dense model's",
+                "ablate-random": "random ablated",
+            },
         ),
-        ("harmless", {"baseline": "baseline", "add": "direction added", "add-random": "random added"}),
+        (
+            "harmless",
+            {
+                "baseline": "baseline",
+                "add": "own direction added",
+                "add-dense": "the dense model's",
+                "add-random": "random added",
+            },
+        ),
     ]
     figure, panels = _panels([4 * len(m.compressions) for m in models for _ in sides])
     for index, axes in enumerate(panels):

@@ -10,7 +10,7 @@ import pandas as pd
 from holdfast.errors import HoldfastError
 from holdfast.evaluation.judges import human_agreement
 from holdfast.files import atomic_file, write_text
-from holdfast.report.collect import AS_IS, COLUMNS, typed
+from holdfast.report.collect import AS_IS, COLUMNS, DENSE, typed
 from holdfast.report.findings import (
     PAPER,
     Numbers,
@@ -91,8 +91,8 @@ def main_table(numbers: Numbers) -> Table:
 
 def mechanism_table(numbers: Numbers) -> Table:
     sets = {
-        "harmful": ("baseline", "ablate", "ablate-random"),
-        "harmless": ("baseline", "add", "add-random"),
+        "harmful": ("baseline", "ablate", "ablate-dense", "ablate-random"),
+        "harmless": ("baseline", "add", "add-dense", "add-random"),
     }
     rows = []
     counts: dict[str, list[int]] = {s: [] for s in sets}
@@ -116,7 +116,8 @@ def mechanism_table(numbers: Numbers) -> Table:
             source += " (relaxed filters)"
         effects = []
         for prompts, interventions in sets.items():
-            rates = [numbers.get(compression, AS_IS, f"refusal_{prompts}[{i}]") for i in interventions]
+            named = [i for i in interventions if not (compression == DENSE and i.endswith("-dense"))]
+            rates = [numbers.get(compression, AS_IS, f"refusal_{prompts}[{i}]") for i in named]
             counts[prompts] += [r.n for r in rates]
             effects.append(" → ".join(percent(r.value) if r.n else MISSING for r in rates))
         cosines = [number(c, 3) for c in (cosine, same, split, shuffled, chance)]
@@ -136,8 +137,8 @@ def mechanism_table(numbers: Numbers) -> Table:
             "Shuffled null",
             "Random null",
             "Source layer / position",
-            "Harmful refused: baseline → ablated → random ablated",
-            "Harmless refused: baseline → added → random added",
+            "Harmful refused: baseline → own direction ablated → the dense model's → random",
+            "Harmless refused: baseline → own direction added → the dense model's → random",
         ],
         rows,
         note,
