@@ -212,8 +212,9 @@ def test_nothing_that_is_not_finite_is_ever_saved(
     tensors = load_file(bad / "model.safetensors")
     tensors[name][2, 3] = value
     save_file(tensors, bad / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(HoldfastError, match=f"{name} holds NaN or infinite values"):
+    with pytest.raises(HoldfastError, match=f"{name} holds NaN or infinite values") as error:
         fetch({"source": f"path:{bad}"}, tmp_path / "out")
+    assert error.value.where == f"path:{bad}, model.safetensors"
     with pytest.raises(HoldfastError, match=f"{name} holds NaN or infinite values"):
         compress(dense, tmp_path / "out", {"source": f"path:{bad}"}, calibration)
     assert not (tmp_path / "out").exists()

@@ -7,7 +7,9 @@ import pytest
 import torch
 from holdfast.architectures import decoder_layers, writer
 from holdfast.checkpoints import load_model, load_tokenizer
+from holdfast.compression import compress
 from holdfast.errors import HoldfastError
+from holdfast.files import write_jsonl
 from holdfast.prompts.sources import read_records
 from holdfast.refusal.activations import cache_activations
 from holdfast.refusal.aird import rank_one
@@ -19,6 +21,7 @@ from holdfast.refusal.interventions import random_unit
 from holdfast.refusal.scores import first_answer_token, kl_divergence
 from planted import RECIPE, SETTINGS, files
 from safetensors.torch import load_file
+from tiny import TEXTS
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,7 @@ def run_edit(
     study: dict[str, Path], out: Path, recipe: dict[str, Any], matched_to: Path | None = None
 ) -> dict[str, Any]:
     return edit_checkpoint(
-        study["dense"], out, dense=study["dense"], direction_dir=study["direction"],
+        study.get("compressed", study["dense"]), out, dense=study["dense"], direction_dir=study["direction"],
         own_direction_dir=study["direction"], harmful=study["harmful_validation"],
         harmless=study["harmless_validation"], harmless_train=study["harmless_train"], recipe=recipe,
         matched_to=matched_to,
@@ -156,6 +159,19 @@ def test_search_that_finds_nothing_edits_nothing(study: dict[str, Path], tmp_pat
 def test_layer_that_does_not_exist_is_one_line(study: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(HoldfastError, match="layer 40 does not exist"):
         run_edit(study, tmp_path / "out", {**BASE, "variant": "amplify", "layer": 40, "alpha": 1.0})
+    assert not (tmp_path / "out").exists()
+
+
+def test_restore_is_refused_where_awq_has_rescaled_the_inputs(study: dict[str, Path], tmp_path: Path) -> None:
+    compressed = tmp_path / "awq"
+    recipe = {"quantize": "awq", "bits": 8, "group_size": 32, "samples": 4, "tokens": 16}
+    calibration = tmp_path / "calibration.jsonl"
+    write_jsonl(calibration, [{"text": " ".join(TEXTS)}] * 8)
+    compress(study["dense"], compressed, recipe, calibration)
+    with pytest.raises(HoldfastError, match="AWQ has rescaled what the edited matrices read"):
+        run_edit(
+            {**study, "compressed": compressed}, tmp_path / "out", {**BASE, "variant": "restore", "layer": 2}
+        )
     assert not (tmp_path / "out").exists()
 
 

@@ -167,7 +167,7 @@ def test_awq_errs_less_than_rounding_on_outlier_channels(
 
 
 def test_awq_finds_the_oracles_scales(compressed: Callable[[str], Compressed], dense: Path) -> None:
-    # The down projection is searched by its own output, so that the paper's formula holds to the letter.
+    # The down projection is searched by its own output, so that the formula (AutoAWQ's form of it) holds to the letter.
     made, model = compressed("awq"), load_model(dense)
     name = "model.layers.0.mlp.down_proj"
     weight, x = model.get_submodule(name).weight, inputs(model, [name])[name]
@@ -196,7 +196,7 @@ def test_smoothing_preserves_the_function(compressed: Callable[[str], Compressed
     assert (logits(model) - before).norm() < 1e-4 * before.norm()
 
 
-def test_smoothquants_scales_are_those_of_the_paper(
+def test_smoothquants_scales_are_those_of_the_formula_with_half_ranges(
     compressed: Callable[[str], Compressed], dense: Path
 ) -> None:
     made, model = compressed("smoothquant"), load_model(dense)

@@ -56,7 +56,12 @@ def test_the_choice_is_the_exhaustive_one(
     # A template token's embedding is the same after every instruction: no difference, no direction.
     assert (whole["bypass"].isna() == (whole["layer"] == 0)).all()
     kls, induced = (whole.loc[whole["layer"] < 4, name] for name in ("kl", "induce"))
-    bounds = [(kls.quantile(q), induced.quantile(p)) for q in (0.2, 0.5, 1.0) for p in (0.0, 0.5)]
+    # Between candidates, so that rounding decides nothing.
+    bounds = [
+        (kls.quantile(q, "midpoint"), induced.quantile(p, "midpoint"))
+        for q in (0.2, 0.5, 0.97)
+        for p in (0.03, 0.5)
+    ]
     chosen = set()
     for max_kl, min_induce in [*bounds, (kls.min() / 2, 0.0), (kls.max(), induced.max() + 1)]:
         expected, number, usable = run_sweep(
@@ -71,8 +76,11 @@ def test_the_choice_is_the_exhaustive_one(
             both = pd.concat([table[name], expected[name]], axis=1).dropna()
             assert len(both)
             assert both.iloc[:, 0].to_numpy() == pytest.approx(both.iloc[:, 1].to_numpy(), abs=1e-4)
-        told = table["dropped"].ne(NOT_NEEDED)
-        assert (table.loc[told, "dropped"] == expected.loc[told, "dropped"]).all()
+        # A reason given is true: what it names is over its bound, and the exhaustive sweep drops it as well.
+        told = table["dropped"].ne(NOT_NEEDED) & table["dropped"].ne("")
+        assert expected.loc[told, "dropped"].ne("").all()
+        for name, failing in (("kl", expected["kl"] <= max_kl), ("induce", expected["induce"] >= min_induce)):
+            assert not failing[table["dropped"].str.startswith(name)].any()
     assert len(chosen) > 1  # the bounds matter here
 
 

@@ -79,6 +79,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if path.exists():
                 shutil.rmtree(path)
             temporary.replace(path)
+        except HoldfastError as error:  # by the time that it is read, the temporary name is gone
+            where = error.where.replace(str(temporary), str(path))
+            raise HoldfastError(error.what, where, error.remedy) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

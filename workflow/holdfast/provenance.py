@@ -49,6 +49,22 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def computer() -> dict[str, Any]:
+    """What rounding depends on besides the packages: threads and instruction set of torch, and what a GPU held.
+
+    Empty for stages that never loaded torch.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    found = {"threads": torch.get_num_threads(), "cpu": torch.backends.cpu.get_cpu_capability()}
+    if torch.cuda.is_available():
+        devices = range(torch.cuda.device_count())
+        found["gpus"] = [torch.cuda.get_device_name(device) for device in devices]
+        found["peak_gpu_memory_bytes"] = sum(torch.cuda.max_memory_allocated(device) for device in devices)
+    return found
+
+
 class Recorder:
     """Started when a stage starts, written when it ends."""
 
@@ -67,6 +83,7 @@ class Recorder:
                 "peak_memory_bytes": peak_memory_bytes(),
                 "packages": package_versions(),
                 "commit": commit(),
+                **computer(),
                 **more,
             },
         )

@@ -68,7 +68,7 @@ def fetch(recipe: dict[str, Any], out: Path) -> None:
             folder / "provenance.json",
             [adapter] if adapter else [],
             revision=source.name if str(recipe["source"]).startswith("hub:") else None,
-            **weight_statistics(folder),
+            **weight_statistics(folder, named=str(recipe["source"])),
         )
 
 

@@ -9,7 +9,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "prompts": 1,
     "disjoint": 1,
     "fetch": 1,
-    "compress": 1,
+    "compress": 2,
     "activations": 1,
     "direction": 2,
     "compare": 2,

@@ -17,7 +17,10 @@ from holdfast.skeletons import skeleton, stored_modules
 
 
 def weight_statistics(
-    folder: Path, source: Path | None = None, parts: Sequence[Part] = ("language",)
+    folder: Path,
+    source: Path | None = None,
+    parts: Sequence[Part] = ("language",),
+    named: str | None = None,
 ) -> dict[str, Any]:
     """``{weights, bytes, density, bits_per_weight, modules: {name: {density, bits_per_weight}}}``.
 
@@ -28,6 +31,7 @@ def weight_statistics(
     Args:
         source: the checkpoint that ``folder`` is an edited copy of: shards that are still the same file
             are not read again, their figures come from its ``provenance.json``.
+        named: where the weights came from, to be told of in errors instead of ``folder``.
         parts: of the model, whose linears are counted; of an edited copy, those its source's record has.
 
     Raises:
@@ -49,7 +53,7 @@ def weight_statistics(
         entries = {f"{entry}.weight": name for name, entry in stored.items() if name in sizes}
     with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter's lock
         hashed = pool.map(sha256, fresh)
-        shares = _finite_shares(fresh, entries)
+        shares = _finite_shares(fresh, entries, named)
         sums = dict(zip((f.name for f in fresh), hashed, strict=True))
     about: dict[str, Any] = {
         "weights": {f.name: sums[f.name] if f.name in sums else known["weights"][f.name] for f in files},
@@ -78,7 +82,7 @@ def _same_file(file: Path, other: Path) -> bool:
     return other.exists() and file.samefile(other)
 
 
-def _finite_shares(files: list[Path], entries: dict[str, str]) -> dict[str, float]:
+def _finite_shares(files: list[Path], entries: dict[str, str], named: str | None) -> dict[str, float]:
     """Share of non-zero weights by module, a tensor read at a time; every tensor is looked at for NaN."""
     found = {}
     for file in files:
@@ -87,7 +91,8 @@ def _finite_shares(files: list[Path], entries: dict[str, str]) -> dict[str, floa
                 tensor = shard.get_tensor(name)
                 if not is_finite(tensor):
                     remedy = "use a sound checkpoint, a gentler recipe, or a wider dtype (float32, bfloat16)"
-                    raise HoldfastError(f"{name} holds NaN or infinite values", str(file), remedy)
+                    where = f"{named}, {file.name}" if named else str(file)
+                    raise HoldfastError(f"{name} holds NaN or infinite values", where, remedy)
                 if name in entries:
                     found[entries[name]] = int(tensor.count_nonzero()) / tensor.numel()
     return found

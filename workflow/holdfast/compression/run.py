@@ -65,7 +65,9 @@ def compress(
             folder / "provenance.json",
             [model_dir, calibration] if calibration and sequences else [model_dir],
             **about,
-            **weight_statistics(folder, parts=sorted({"language", *full.get("parts", [])})),
+            **weight_statistics(
+                folder, parts=sorted({"language", *full.get("parts", [])}), named=full.get("source")
+            ),
         )
 
 

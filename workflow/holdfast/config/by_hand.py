@@ -20,6 +20,7 @@ from holdfast.config.measures import (
 from holdfast.config.reading import dotted, explained
 from holdfast.config.values import Positive, Section
 from holdfast.errors import HoldfastError
+from holdfast.versions import STAGE_VERSIONS
 
 
 class Versioned(Section):
@@ -130,7 +131,7 @@ def validated(stage: str, given: dict[str, Any]) -> dict[str, Any]:
     """
     kind = RECIPES[stage] if stage != "compress" else COMPRESSIONS[compression_kind(given)]
     try:
-        full = kind.model_validate(given).model_dump()
+        full = kind.model_validate({"version": STAGE_VERSIONS[stage]} | given).model_dump()
     except ValidationError as error:
         where, what, remedy = explained(error.errors(include_url=False)[0], kind)
         raise HoldfastError(what, f"--recipe, {dotted(where)}", remedy) from None

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -192,4 +193,5 @@ def read_text(recipe: Mapping[str, Any]) -> str:
         raise HoldfastError("not UTF-8 text", source, "give a plain text file") from None
     if path.suffix != ".raw":
         return text
-    return "\n\n".join(line if line.strip() else "" for line in text.splitlines(keepends=True))
+    rows = re.findall(r"[^\n]*\n|[^\n]+", text)  # not splitlines(): texts may hold U+2028
+    return "\n\n".join(row if row.strip() else "" for row in rows)

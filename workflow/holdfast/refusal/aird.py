@@ -46,7 +46,8 @@ def rank_one(
     """The edit of one matrix, at α = 1 (see :meth:`RankOne.scaled`).
 
     * ``amplify``: right = α Wᵀr̂: what is written along r̂ grows by 1 + α;
-    * ``restore``: right = (W_dense − W)ᵀr̂, what is written along r̂ is again what the dense matrix writes;
+    * ``restore``: right = (W_dense − W)ᵀr̂, what is written along r̂ is again what the dense matrix writes, of the same
+      inputs (AWQ rescales those: refused there);
     * ``realign``: left = r̂ − r̂_c, right = Wᵀr̂_c, what is written along the compressed model's own direction
       is written along r̂;
     * ``centred``: right = α (I − m mᵀ/‖m‖²) Wᵀr̂, m the mean harmless input, whose output does not change;

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from holdfast.architectures import Writer, decoder_layers, module_name, writer
 from holdfast.edited_checkpoints import read_weight
 from holdfast.errors import HoldfastError
-from holdfast.model_folders import DTYPES
+from holdfast.files import read_json
+from holdfast.model_folders import DTYPES, read_config
 from holdfast.prompts.templates import by_length, encode, forward_inputs, post_instruction_tokens
 from holdfast.refusal.aird import SCALED, RankOne, rank_one
 
@@ -54,10 +55,12 @@ def candidates(
         harmless_train: for ``centred`` and ``null-space``.
 
     Raises:
-        HoldfastError: a layer that does not exist.
+        HoldfastError: a layer that does not exist; ``restore`` on an AWQ checkpoint.
     """
     groups = layer_groups(plan, source, len(decoder_layers(model)))
     names = variants(plan)
+    if "restore" in names:
+        _refuse_rescaled(folder)
     keys = sorted({(layer, name) for group in groups for layer in group for name in plan["matrices"]})
     inputs: dict[tuple[int, Writer], Tensor] = {}
     if {"centred", "null-space"} & set(names):
@@ -86,6 +89,18 @@ def candidates(
                 scaled = {k: edit if alpha is None else edit.scaled(alpha) for k, edit in of_group.items()}
                 found.append(Candidate(variant, group, alpha, scaled))
     return [candidate for candidate in found if candidate.alpha != 0]
+
+
+def _refuse_rescaled(folder: Path) -> None:
+    """AWQ scales what o_proj and down_proj read, and their columns the other way: no peers of the dense ones."""
+    quantization = read_config(folder).get("quantization_config") or {}
+    record = read_json(folder / "provenance.json") if (folder / "provenance.json").is_file() else {}
+    recipe = record.get("recipe") if isinstance(record, dict) else None
+    if quantization.get("quant_method") == "awq" or (
+        isinstance(recipe, dict) and recipe.get("quantize") == "awq"
+    ):
+        what = "AWQ has rescaled what the edited matrices read, so the dense weights do not fit in"
+        raise HoldfastError(what, f"variant restore on {folder}", "use another variant")
 
 
 def matrix_inputs(

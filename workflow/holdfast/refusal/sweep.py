@@ -6,7 +6,8 @@ cannot change it:
 * KL divergence is never negative, so a candidate whose sum over some prompts already exceeds the bound for all of them
   is dropped there. Four short prompts come first, several candidates in one batch, one direction a row, and more for
   candidates that seem to exceed it;
-* of the rest ``bypass`` is measured, and the other two filters only from the lowest bypass up, until one passes;
+* of the rest those that on four prompts do not induce refusal are tried on all, and dropped if they do not;
+* of the rest ``bypass`` is measured, and the two filters to the end only from the lowest bypass up, until one passes;
 * adding a direction at layer l leaves the blocks below as they are: those passes start at layer l.
 """
 
@@ -77,7 +78,7 @@ class Sweep:
         self.kl_sum = [0.0] * len(self.candidates)
         self.kl_done = [0] * len(self.candidates)
         self.bypass = [math.nan] * len(self.candidates)
-        self.induce = [math.nan] * len(self.candidates)
+        self.induce_values: list[list[float]] = [[] for _ in self.candidates]
         self.kept: BlockInputs | None = None
 
     def _first_tokens(self, rows: Sequence[int]) -> Tensor:
@@ -121,22 +122,26 @@ class Sweep:
             self.bypass[number] = torch.cat(halving(of, rows, self.size)).mean().item()
         return self.bypass[number]
 
-    def measure_induce(self, number: int) -> float:
-        """Mean refusal score on harmless prompts with the difference added at its layer."""
-        if math.isnan(self.induce[number]):
-            candidate = self.candidates[number]
-            if self.kept is None:
-                layers = [c.layer for c in self.candidates]
-                self.kept = BlockInputs(self.model, self.harmless, layers, self.size)
-            kept = self.kept
+    def measure_induce(self, number: int, upto: int | None = None) -> float:
+        """Mean refusal score on the first ``upto`` harmless prompts (None: all), the difference added at its layer."""
+        candidate, values = self.candidates[number], self.induce_values[number]
+        if self.kept is None:
+            layers = [c.layer for c in self.candidates]
+            self.kept = BlockInputs(self.model, self.harmless, layers, self.size)
+        kept = self.kept
 
-            def of(rows: Sequence[int]) -> Tensor:
-                with kept.resumed(self.model, candidate.layer, rows, candidate.difference):
-                    return self.score.of(next_token_logits(self.model, self.harmless, rows))
+        def of(rows: Sequence[int]) -> Tensor:
+            with kept.resumed(self.model, candidate.layer, rows, candidate.difference):
+                return self.score.of(next_token_logits(self.model, self.harmless, rows))
 
-            rows = [row for batch in self.harmless.batches(self.size) for row in batch]
-            self.induce[number] = torch.cat(halving(of, rows, self.size)).mean().item()
-        return self.induce[number]
+        for part in halving(of, range(len(self.harmless))[len(values) : upto], self.size):
+            values += part.tolist()
+        return sum(values) / len(values)
+
+    def induce(self, number: int) -> float:
+        """NaN until all prompts are measured."""
+        values = self.induce_values[number]
+        return sum(values) / len(values) if len(values) == len(self.harmless) else math.nan
 
     def table(self, n_layers: int, max_kl: float, min_induce: float) -> pd.DataFrame:
         """One row a candidate: its scores as far as they were measured, and why it was dropped."""
@@ -147,15 +152,15 @@ class Sweep:
                 "position": candidate.position,
                 "layer": candidate.layer,
                 "bypass": self.bypass[number],
-                "induce": self.induce[number],
+                "induce": self.induce(number),
                 "kl": self.kl(number) if whole else math.nan,
                 "kl_prompts": self.kl_done[number],
             }
             # A sum over part of the prompts that is over the bound for all of them has failed the filter already.
             known = self.kl(number) if whole or not self.kl(number) <= max_kl else 0.0
-            unmeasured = not whole or math.isnan(row["induce"])
             failed = why_dropped({**row, "kl": known}, n_layers, max_kl, min_induce)
-            if unmeasured and (failed.startswith("induce") or not failed):
+            undecided = math.isnan(row["induce"]) or (not whole and row["induce"] >= min_induce)
+            if undecided and not failed.startswith(("last", "kl")):
                 failed = NOT_NEEDED
             rows.append({**row, "dropped": failed, "chosen": False})
         return pd.DataFrame(rows, columns=COLUMNS)
@@ -182,9 +187,13 @@ def run_sweep(
         return table, int(picked.name), usable
     shallow = [n for n in everything if not too_deep(sweep.candidates[n].layer, n_layers)]
     with tqdm(total=2 * len(shallow), desc="direction sweep", unit="step", mininterval=2) as progress:
-        hopeful = _within_bound(sweep, shallow, max_kl, progress)
-        for number in hopeful:
-            sweep.measure_bypass(number)
+        hopeful = []
+        for number in _within_bound(sweep, shallow, max_kl, progress):
+            # Where a few prompts say that it does not induce refusal, all of them are asked before anything else.
+            induced = sweep.measure_induce(number, STEP)
+            if induced >= min_induce or sweep.measure_induce(number) >= min_induce:
+                sweep.measure_bypass(number)
+                hopeful.append(number)
             progress.update()
     chosen = next((n for n in _by_bypass(sweep, hopeful) if _passes(sweep, n, max_kl, min_induce)), None)
     usable = chosen is not None
