@@ -193,5 +193,5 @@ def read_text(recipe: Mapping[str, Any]) -> str:
         raise HoldfastError("not UTF-8 text", source, "give a plain text file") from None
     if path.suffix != ".raw":
         return text
-    rows = re.findall(r"[^\n]*\n|[^\n]+", text)  # not splitlines(): texts may hold U+2028
-    return "\n\n".join(row if row.strip() else "" for row in rows)
+    lines = re.findall(r"[^\n]*\n|[^\n]+", text)  # not splitlines(): texts may hold U+2028
+    return "\n\n".join(line if line.strip() else "" for line in lines)
