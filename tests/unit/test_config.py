@@ -40,7 +40,10 @@ def test_a_published_checkpoint_makes_cells_of_its_own_model_only(load: Callable
     section = {"source": "hub:a/b@c", "of": "two"}
     study = load(changed("compressions/there", section))
     assert {c.model for c in study.cells() if c.compression == "there"} == {"two"}
-    assert study.recipe("compress", compression="there") == {"source": "hub:a/b@c", "version": 1}
+    assert study.recipe("compress", compression="there") == {
+        "source": "hub:a/b@c",
+        "version": STAGE_VERSIONS["compress"],
+    }
     assert "compressions.there.source (hub:a/b@c)" in summary(study)
 
 
@@ -64,7 +67,7 @@ def test_recipes_hold_exactly_what_a_stage_depends_on(load: Callable, study: Stu
         "trust_remote_code": False,
         "version": 1,
     }
-    everywhere = {"parts": ["language"], "version": 1}
+    everywhere = {"parts": ["language"], "version": STAGE_VERSIONS["compress"]}
     wanda = {"prune": "wanda", "sparsity": 0.4, "samples": 4, "tokens": 16, "seed": 7}
     assert study.recipe("compress", compression="wanda-40") == wanda | everywhere
     fewer = load(changed("compressions/wanda-40/samples", 2)).recipe("compress", compression="wanda-40")
@@ -73,7 +76,7 @@ def test_recipes_hold_exactly_what_a_stage_depends_on(load: Callable, study: Stu
     assert study.recipe("compress", compression="rtn-w4") == rtn | everywhere
     assert study.recipe("compress", compression="int8") == {"quantize": "llm-int8"} | everywhere
     assert study.recipe("activations") == {"version": 1}
-    assert study.recipe("compare") == {"seed": 7, "version": 1}
+    assert study.recipe("compare") == {"seed": 7, "version": STAGE_VERSIONS["compare"]}
     assert study.recipe("mediate") == {
         "prompts": 32,
         "max_new_tokens": 16,
@@ -82,7 +85,7 @@ def test_recipes_hold_exactly_what_a_stage_depends_on(load: Callable, study: Stu
         "ablation": "plain",
         "judge": "arditi-12",
         "batch_size": "auto",
-        "version": 1,
+        "version": STAGE_VERSIONS["mediate"],
     }
     assert study.recipe("judge") == {"judges": ["arditi-12", "study-l-31"], "version": 1}
     assert set(study.recipe("ability")) == {"zero_shot", "perplexity", "version"}
