@@ -32,7 +32,7 @@ def test_markdown_table_shows_rates_intervals_and_n(results: Path, tmp_path: Pat
     assert "| wanda-50 | as-is | 60 % [39, 78] | 65 % [43, 82] | 40 % [22, 61] | 10 % [2, 40] | 25 %" in text
     assert "n: 20 attack prompts, 10 over-refusal prompts, 40 perplexity windows" in text
     assert "boolq (200), rte (100)" in text
-    assert "| 18 / −1 | 90 % → 5 % → 85 % | 5 % → 95 % → 10 % |" in text
+    assert "| 18 / −1 | 90 % → 5 % → 15 % → 85 % | 5 % → 95 % → 75 % → 10 % |" in text
     # 10 of 10 flips one way: p = 2/1024, doubled by Holm over two rows.
     assert "| 0.004 | 0.002 | 16 | 6.0 |" in text
 
