@@ -109,8 +109,10 @@ def edited_copy(
     return changed
 
 
-def read_weight(folder: Path, name: str) -> torch.Tensor:
+def read_weight(folder: Path, name: str, stored_as: Format | None = None) -> torch.Tensor:
     """One weight as stored, dequantized if need be: (d_out, d_in), on the CPU.
+
+    ``stored_as``: the format where config.json does not tell it; else it is found there.
 
     Dense weights come in their stored dtype, compressed-tensors and auto-gptq ones in their scales',
     bitsandbytes ones in float32.
@@ -118,7 +120,7 @@ def read_weight(folder: Path, name: str) -> torch.Tensor:
     Raises:
         HoldfastError: no such weight, or a quantization this does not know.
     """
-    stored, stored_as = headers(folder), format_of(folder)
+    stored, stored_as = headers(folder), stored_as or format_of(folder)
     modules = stored_as.modules(stored)
     place = _stored_name(folder, stored, modules, name)
     parts = _parts(folder, stored, modules, place)

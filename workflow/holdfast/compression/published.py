@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
+from holdfast.edited_checkpoints import read_weight
 from holdfast.errors import HoldfastError
 from holdfast.files import read_json, write_json
 from holdfast.formats import Format, format_of
@@ -76,12 +75,6 @@ def _refuse_another_model(source: str, folder: Path, stored_as: Format, dense: P
 
 def _refuse_unreadable(folder: Path, stored_as: Format) -> None:
     """HoldfastError unless a quantized matrix can be read back: here, and not stages later."""
-    stored = headers(folder)
-    for module, parts in stored_as.modules(stored).items():
-        if stored_as.is_quantized(parts):
-            tensors = {}
-            for part, entry in parts.items():
-                with safe_open(folder / stored[entry].file, "pt") as shard:
-                    tensors[part] = shard.get_tensor(entry)
-            stored_as.dequantized(module, tensors)
-            return
+    modules = stored_as.modules(headers(folder)).items()
+    if first := next((module for module, parts in modules if stored_as.is_quantized(parts)), None):
+        read_weight(folder, f"{first}.weight", stored_as)

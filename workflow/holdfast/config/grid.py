@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, 
 from holdfast.config import sources
 from holdfast.config.compressions import Dense, Prune, Published, Quantize
 from holdfast.config.sources import BadValueError
-from holdfast.config.values import Layer, LayerList, Section, distinct, either
+from holdfast.config.values import Layer, LayerList, Section, Variant, distinct, either
 
 # Folders that stages write beside what is named by models and methods (docs/formats.md).
 RESERVED_MODELS = {"prompts", "tables", "figures", "report", "logs", "benchmarks"}
@@ -75,7 +75,7 @@ class Aird(Section):
         default=None,
         description="the method whose finished edit gives a random one its variant, matrices, layer, alpha",
     )
-    variant: Literal["amplify", "restore", "realign", "centred", "null-space", "search"] = Field(
+    variant: Literal[Variant, "search"] = Field(
         default="centred",
         description="formula of the edit, see docs/methods.md; search chooses on the validation prompts",
     )

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from holdfast.config import sources
 from holdfast.config.sources import BadValueError
-from holdfast.config.values import Layers, Positive, Section, distinct, either
+from holdfast.config.values import Layers, Positive, Section, Variant, distinct, either
 
 DataSource = Annotated[str, AfterValidator(sources.checked(sources.DATA))]
 Checksum = Annotated[
@@ -118,9 +118,7 @@ class Direction(Section):
 class Search(Section):
     """Candidates of methods with ``variant: search``, ``layer: search`` or ``alpha: search``."""
 
-    variants: Annotated[
-        list[Literal["amplify", "restore", "realign", "centred", "null-space"]], AfterValidator(distinct)
-    ] = Field(
+    variants: Annotated[list[Variant], AfterValidator(distinct)] = Field(
         default=["amplify", "centred", "null-space"],
         min_length=1,
         validate_default=True,

@@ -96,6 +96,14 @@ def shuffled_cosines(pair: Pair, direction: Tensor, draws: int, seed: int) -> np
     return np.abs(cosines(weights @ together, direction[None]))
 
 
+def cosine_between(ours: Pair, theirs: Pair, draws: int, seed: int) -> dict[str, float | int]:
+    """The cosine of two differences of means over the same prompts, their number, and its bootstrap interval."""
+    weights = bootstrap_weights((len(ours[0]), len(ours[1])), draws, seed)
+    resampled = summary(cosines(weighted_differences(ours, weights), weighted_differences(theirs, weights)))
+    value = float(cosines(difference(ours), difference(theirs)))
+    return {"value": value, "n": sum(map(len, ours)), "low": resampled["low"], "high": resampled["high"]}
+
+
 def compared(ours: Pair, theirs: Pair, draws: int, seed: int) -> dict[str, Any]:
     """The cosine of two differences of means with its interval, the nulls, and p that resampling the dense model's
     prompts alone gives a cosine as low (split halves, one-sided; at least 1 / (draws + 1)).
@@ -103,21 +111,14 @@ def compared(ours: Pair, theirs: Pair, draws: int, seed: int) -> dict[str, Any]:
     Args:
         ours, theirs: the dense and the compressed model's block inputs of the same prompts, each at its source.
     """
-    weights = bootstrap_weights((len(ours[0]), len(ours[1])), draws, seed)
-    resampled = summary(cosines(weighted_differences(ours, weights), weighted_differences(theirs, weights)))
-    value = float(cosines(difference(ours), difference(theirs)))
+    between = cosine_between(ours, theirs, draws, seed)
     halves = split_half_cosines(ours, draws, seed)
     return {
-        "cosine": {
-            "value": value,
-            "n": sum(map(len, ours)),
-            "low": resampled["low"],
-            "high": resampled["high"],
-        },
+        "cosine": between,
         "null_split_half": summary(halves),
         "null_random": summary(random_cosines(ours, difference(ours), draws, seed)),
         "null_shuffled": summary(shuffled_cosines(theirs, difference(ours), draws, seed)),
-        "p": float((1 + (halves <= value).sum()) / (1 + draws)),
+        "p": float((1 + (halves <= between["value"]).sum()) / (1 + draws)),
     }
 
 
@@ -185,9 +186,8 @@ def compare(dense: Path, compressed: Path, out: Path, table: Path, seed: int) ->
     places = {"dense": ours, "compressed": theirs}
     pair = [at(a, d.position, d.layer) for a, d in zip(activations, (ours, theirs), strict=True)]
     at_dense_source = at(activations[1], ours.position, ours.layer)
-    same = compared(pair[0], at_dense_source, DRAWS, seed)
     result = compared(pair[0], pair[1], DRAWS, seed) | {
-        "cosine_same_source": same["cosine"],
+        "cosine_same_source": cosine_between(pair[0], at_dense_source, DRAWS, seed),
         # Of the compressed direction's squared length, what lies along the dense one.
         "explained": float(cosines(ours.unit, theirs.unit)) ** 2,
         **{name: {"layer": d.layer, "position": d.position} for name, d in places.items()},

@@ -24,7 +24,7 @@ from holdfast.batching import fitting_batch_size, halving
 from holdfast.edited_checkpoints import set_weight
 from holdfast.refusal.edit_candidates import Candidate, Edits, original
 from holdfast.refusal.passes import BlockInputs, Prompts, next_token_logits
-from holdfast.refusal.scores import RefusalScore, kl_divergence
+from holdfast.refusal.scores import RefusalScore, first_token_log_probabilities, kl_divergence
 
 STEP = 4  # prompts of each kind that a candidate is measured on at a time
 
@@ -71,7 +71,9 @@ class EditSearch:
         self.harmful = score.prompts(harmful)
         self.harmless = Prompts(score.tokenizer, score.settings, harmless)
         size = fitting_batch_size(model, max(self.harmful.lengths() + self.harmless.lengths()))
-        self.below = {id(p): BlockInputs(model, p, layers, size) for p in (self.harmful, self.harmless)}
+        self.of_harmful, self.of_harmless = (
+            BlockInputs(model, prompts, layers, size) for prompts in (self.harmful, self.harmless)
+        )
         self.steps = max(1, -(-max(len(harmful), len(harmless)) // STEP))
         scores, before = [], []
         for step in range(self.steps):
@@ -87,18 +89,18 @@ class EditSearch:
         return self.score.of(next_token_logits(self.model, self.harmful, rows))
 
     def _first_tokens(self, rows: Sequence[int]) -> Tensor:
-        return next_token_logits(self.model, self.harmless, rows)[:, 0].log_softmax(-1).cpu()
+        return first_token_log_probabilities(self.model, self.harmless, rows)
 
     def measure(self, candidate: Candidate, step: int) -> tuple[Tensor, Tensor]:
         """KL divergence [row] and, where it is not over the bound by itself, refusal scores [row] of one step."""
         start = min(candidate.layers)
 
         def scores(rows: Sequence[int]) -> Tensor:
-            with self.below[id(self.harmful)].resumed(self.model, start, rows):
+            with self.of_harmful.resumed(self.model, start, rows):
                 return self._scores(rows)
 
         def first_tokens(rows: Sequence[int]) -> Tensor:
-            with self.below[id(self.harmless)].resumed(self.model, start, rows):
+            with self.of_harmless.resumed(self.model, start, rows):
                 return self._first_tokens(rows)
 
         with edited(self.model, candidate.edits, self.folder):

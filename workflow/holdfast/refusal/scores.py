@@ -107,6 +107,11 @@ def in_order(prompts: Prompts, of_rows: Callable[[list[int]], Tensor]) -> Tensor
     return found[torch.tensor([row for rows in batches for row in rows]).argsort()]
 
 
+def first_token_log_probabilities(model: PreTrainedModel, prompts: Prompts, rows: Sequence[int]) -> Tensor:
+    """Of the first answer token, float32 [row, vocabulary] on the host, under whatever intervention is active."""
+    return next_token_logits(model, prompts, rows)[:, 0].log_softmax(-1).cpu()
+
+
 def first_answer_token(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -115,7 +120,7 @@ def first_answer_token(
 ) -> Tensor:
     """Log-probabilities of the first answer token, float32 [prompt, vocabulary], for KL."""
     prompts = Prompts(tokenizer, settings, texts)
-    return in_order(prompts, lambda rows: next_token_logits(model, prompts, rows)[:, 0].log_softmax(-1).cpu())
+    return in_order(prompts, lambda rows: first_token_log_probabilities(model, prompts, rows))
 
 
 def kl_divergence(before: Tensor, after: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from holdfast.batching import fitting_batch_size, halving
 from holdfast.refusal.interventions import ablated
 from holdfast.refusal.passes import BlockInputs, Prompts, next_token_logits
-from holdfast.refusal.scores import RefusalScore, kl_divergence
+from holdfast.refusal.scores import RefusalScore, first_token_log_probabilities, kl_divergence
 from holdfast.refusal.selection import best_failing, choose, nothing_measured, too_deep, why_dropped
 
 STEP = 4  # prompts at a time that a candidate's KL is tried on
@@ -82,7 +82,7 @@ class Sweep:
         self.kept: BlockInputs | None = None
 
     def _first_tokens(self, rows: Sequence[int]) -> Tensor:
-        return next_token_logits(self.model, self.plain, rows)[:, 0].log_softmax(-1).cpu()
+        return first_token_log_probabilities(self.model, self.plain, rows)
 
     def measure_kl(self, numbers: Sequence[int], upto: int) -> None:
         """Go on with the KL of these candidates (numbers), over the first ``upto`` prompts, shortest first."""
