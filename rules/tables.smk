@@ -30,6 +30,7 @@ rule tables:
         csv="<results>/tables/refusal.csv",
         md="<results>/tables/refusal.md",
         tex="<results>/tables/refusal.tex",
+        claims="<results>/tables/claims.csv",
     log:
         "<logs>/tables.log",
     benchmark:

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 from holdfast.errors import HoldfastError
 from holdfast.files import write_json, write_jsonl
-from holdfast.report import tables
-from holdfast.report.collect import COLUMNS, collect
+from holdfast.report.collect import COLUMNS, MEASURES, collect
 from holdfast.report.figures import write_figures
-from holdfast.report.findings import Numbers, repair_findings
+from holdfast.report.findings import repair_findings
+from holdfast.report.numbers import Numbers
+from holdfast.report.rendering import MISSING
 from holdfast.report.tables import write_tables
 from written_results import (
     CELLS,
@@ -120,7 +121,7 @@ def test_missing_cells_are_marked_and_never_dropped(results: Path, tmp_path: Pat
     line = next(
         x for x in (tmp_path / "refusal.md").read_text().splitlines() if x.startswith("| gptq-4 | as-is")
     )
-    assert line == "| gptq-4 | as-is | " + " | ".join([tables.MISSING] * 8) + " |"
+    assert line == "| gptq-4 | as-is | " + " | ".join([MISSING] * 8) + " |"
     # Which methods are controls is known from the other compressions.
     assert (("gptq-4", "random-edit")) not in Numbers(frame, MODEL).repairs()
     assert (
@@ -179,3 +180,9 @@ def test_an_edit_is_compared_with_the_control_matched_to_it(results: Path) -> No
     assert numbers.controls("wanda-50", "amplify") == []
     found = " ".join(repair_findings(numbers))
     assert "AIRD (amplify) has no random control to compare with in: wanda-50, rtn-4." in found
+
+
+def test_every_measure_is_described(results: Path) -> None:
+    described = {name.partition("[")[0] for name in MEASURES}
+    measured = set(collect(results, CELLS, JUDGES)["measure"])
+    assert {name.partition("[")[0] for name in measured} <= described

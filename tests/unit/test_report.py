@@ -6,9 +6,11 @@ import pandas as pd
 import pytest
 from holdfast.errors import HoldfastError
 from holdfast.files import write_json, write_jsonl
+from holdfast.report.claims import claims
 from holdfast.report.collect import collect
 from holdfast.report.figures import ALT, write_figures
-from holdfast.report.findings import Numbers, claims, repair_findings
+from holdfast.report.findings import repair_findings
+from holdfast.report.numbers import Numbers
 from holdfast.report.page import write_page
 from holdfast.report.rendering import latex_text
 from holdfast.report.tables import read_tables, terminal_tables, write_tables
@@ -66,7 +68,9 @@ def test_claims_follow_the_numbers(results: Path) -> None:
         return [c.verdict for c in claims(Numbers(collect(results, CELLS, JUDGES), MODEL))]
 
     assert decided() == ["supported", "supported", "not decided"]
-    write_compression(results / MODEL / "wanda-50", {"prune": "wanda"}, 0.5, 32, 0.97, 20)
+    write_compression(results / MODEL / "rtn-4", {"quantize": "rtn"}, None, 4.25, 0.85, 20)
+    assert decided()[1] == "not decided"  # intervals overlap
+    write_compression(results / MODEL / "rtn-4", {"quantize": "rtn"}, None, 4.25, 0.65, 20)
     assert decided()[1] == "contradicted"
     records = [
         {"intervention": i, "set": s, "prompt_id": f"p{k}", "refused": True, "degenerate": False}
@@ -185,3 +189,12 @@ def test_a_study_without_any_result_still_has_a_report(tmp_path: Path) -> None:
     write_figures(read_tables(tmp_path / "tables"), tmp_path / "figures")
     assert "AIRD: no cell has been judged yet." in terminal_tables(frame)
     assert "Nothing was generated" in page(tmp_path)
+
+
+def test_claims_are_written_with_their_rules(results: Path, tmp_path: Path) -> None:
+    write_tables(collect(results, CELLS, JUDGES), tmp_path, JUDGES)
+    decided = pd.read_csv(tmp_path / "claims.csv")
+    assert list(decided.columns) == ["model", "claim", "statement", "verdict", "rule", "evidence"]
+    assert list(decided["claim"]) == ["L1", "L2", "L3"]
+    assert set(decided["verdict"]) <= {"supported", "contradicted", "not decided"}
+    assert decided["rule"].str.contains("Supported").all()

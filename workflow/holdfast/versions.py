@@ -18,7 +18,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "generate": 1,
     "judge": 1,
     "ability": 1,
-    "tables": 1,
+    "tables": 2,
     "figures": 1,
-    "report": 1,
+    "report": 2,
 }

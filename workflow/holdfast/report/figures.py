@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from holdfast.files import write_text
-from holdfast.report.collect import AS_IS
-from holdfast.report.findings import Numbers
+from holdfast.report.measures.reading import AS_IS
+from holdfast.report.numbers import Numbers
 from holdfast.statistics import Rate
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]

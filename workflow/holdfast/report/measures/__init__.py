@@ -1,0 +1,1 @@
+"""What a results folder holds about a cell, as measures: one module a kind."""

@@ -1,0 +1,87 @@
+"""What a compression is, and where refusal lives in it: direction, comparison, mediation."""
+
+from pathlib import Path
+
+from holdfast.files import read_jsonl
+from holdfast.report.measures.reading import DENSE, band, check, clustered, json_object, point, weights
+from holdfast.statistics import Rate
+
+MEASURES = {
+    "pruned": "1 when the compression prunes, else 0",
+    "quantized": "1 when the compression quantizes, else 0",
+    "cosine_to_dense": "cosine of the compressed and the dense model's refusal directions; bootstrap over prompts",
+    "cosine_to_dense_same_source": "the same with both taken at the dense model's layer and position",
+    "cosine_null_split_half": "cosine of directions from two halves of the same prompts: mean, interval",
+    "cosine_null_random": "cosine of chance directions: mean, interval",
+    "cosine_null_shuffled": "cosine of differences of means over shuffled labels: mean, interval",
+    "cosine_p": "p that two halves of the dense model's prompts give a cosine as low, one-sided",
+    "direction_explained": "share of the compressed direction's squared length along the dense one",
+    "source_layer": "layer the direction comes from",
+    "source_position": "token position it comes from, from the end",
+    "direction_usable": "1 when a candidate passed every filter, else 0",
+    "direction_published_bounds": "1 when it passes KL <= 0.1 and induce >= 0, the bounds of Arditi et al.",
+    "refusal_harmful[INTERVENTION]": "share of harmful prompts refused (baseline, ablate, ablate-dense, ablate-random)",
+    "refusal_harmless[INTERVENTION]": "share of harmless prompts refused (baseline, add, add-dense, add-random)",
+    "score_auroc": "AUROC of the refusal score against generated refusals",
+}
+
+MEDIATION = {
+    "harmful": ("baseline", "ablate", "ablate-dense", "ablate-random"),
+    "harmless": ("baseline", "add", "add-dense", "add-random"),
+}
+
+
+def mechanism(compression: Path, name: str) -> dict[str, Rate]:
+    provenance = json_object(compression / "checkpoint/provenance.json") or {}
+    recipe = provenance.get("recipe")
+    kind = recipe if isinstance(recipe, dict) else {}
+    # Neither key in a compressed model's recipe: what it does is not known, and not guessed from its name.
+    known = name == DENSE or bool({"prune", "quantize", "source"} & set(kind))
+    pruned, quantized = bool(kind.get("prune")), bool(kind.get("quantize"))
+    if name != DENSE and "source" in kind:  # a published checkpoint's weights tell what it is
+        quantized, pruned = provenance["density"] is None, (provenance["density"] or 1) < 0.999
+    measured = {
+        **weights(provenance),
+        "pruned": point(float(pruned) if known else None),
+        "quantized": point(float(quantized) if known else None),
+    }
+    comparison = json_object(compression / "comparison.json")
+    # The dense model is what is compared with: without a file there is nothing missing.
+    if comparison is not None or name != DENSE:
+        comparison = comparison or {}
+        measured["cosine_to_dense"] = band(comparison.get("cosine"), "value")
+        measured["cosine_to_dense_same_source"] = band(comparison.get("cosine_same_source"), "value")
+        measured["cosine_p"] = point(comparison.get("p"))
+        measured["direction_explained"] = point(comparison.get("explained"))
+        for null in ("split_half", "random", "shuffled"):
+            measured[f"cosine_null_{null}"] = band(comparison.get(f"null_{null}"), "mean")
+    direction = json_object(compression / "direction/direction.json") or {}
+    usable = direction.get("usable")
+    return (
+        measured
+        | {
+            "source_layer": point(direction.get("layer")),
+            "source_position": point(direction.get("position")),
+            "direction_usable": point(None if usable is None else float(usable)),
+            "direction_published_bounds": point(direction.get("passes_published_bounds")),
+        }
+        | _mediation(compression / "mediation/verdicts.jsonl", of_dense=name == DENSE)
+        | {"score_auroc": point((direction.get("auroc") or {}).get(direction.get("score")))}
+    )
+
+
+def _mediation(path: Path, *, of_dense: bool) -> dict[str, Rate]:
+    records = read_jsonl(path) if path.is_file() else []
+    refused: dict[tuple[str, str], dict[str, list[bool]]] = {}
+    for record in records:
+        check(record, ("intervention", "set", "prompt_id"), path)
+        prompts = refused.setdefault((record["set"], record["intervention"]), {})
+        prompts.setdefault(record["prompt_id"], []).append(record["refused"])
+    measured = {}
+    for kind, interventions in MEDIATION.items():
+        for intervention in interventions:
+            if of_dense and intervention.endswith("-dense"):
+                continue  # its own direction is that one
+            prompts = refused.get((kind, intervention), {})
+            measured[f"refusal_{kind}[{intervention}]"] = clustered(list(prompts.values()))
+    return measured

@@ -1,0 +1,90 @@
+"""Reading one file of a cell, and the rates made of it; what is missing is NaN."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from holdfast.errors import HoldfastError
+from holdfast.files import read_json, read_jsonl
+from holdfast.statistics import Rate, wilson
+
+AS_IS, DENSE = "as-is", "dense"
+NOTHING = Rate(math.nan, 0, math.nan, math.nan)
+Verdicts = dict[str, dict[str, Any]]
+
+
+def json_object(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise HoldfastError("not a JSON object", str(path), "delete it and run its stage again")
+    return value
+
+
+def number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def point(value: Any) -> Rate:
+    return NOTHING._replace(value=number(value))
+
+
+def share(flags: list[bool]) -> Rate:
+    return wilson(sum(flags), len(flags)) if flags else NOTHING
+
+
+def counted(verdicts: Verdicts | None, holds: Callable[[dict[str, Any]], bool]) -> Rate:
+    return NOTHING if verdicts is None else share([holds(v) for v in verdicts.values()])
+
+
+def verdicts(path: Path, judge: str) -> Verdicts | None:
+    """The judge's verdicts by prompt id, or None when the file is missing."""
+    if not path.is_file():
+        return None
+    found: Verdicts = {}
+    for record in read_jsonl(path):
+        check(record, ("prompt_id", "judge"), path)
+        if record["judge"] != judge:
+            continue
+        # Two completions of one prompt are not independent: an interval over them would be too narrow.
+        if record["prompt_id"] in found:
+            raise HoldfastError(
+                f"two verdicts of {judge} on {record['prompt_id']}", str(path), "judge it again"
+            )
+        found[record["prompt_id"]] = record
+    if not found:
+        raise HoldfastError(f"no verdicts of judge {judge}", str(path), "delete it and run `holdfast judge`")
+    return found
+
+
+def check(record: dict[str, Any], strings: tuple[str, ...], path: Path) -> None:
+    good = all(isinstance(record.get(k), str) for k in strings)
+    if not good or not all(isinstance(record.get(k), bool) for k in ("refused", "degenerate")):
+        raise HoldfastError(
+            f"a verdict lacks {', '.join(strings)}, refused or degenerate",
+            str(path),
+            "delete it and judge again",
+        )
+
+
+def weights(provenance: dict[str, Any]) -> dict[str, Rate]:
+    return {key: point(provenance.get(key)) for key in ("density", "bits_per_weight")}
+
+
+def band(found: dict[str, Any] | None, middle: str) -> Rate:
+    band = found or {}
+    low, high = number(band.get("low")), number(band.get("high"))
+    return Rate(number(band.get(middle)), band.get("n") or 0, low, high)
+
+
+def clustered(prompts: list[list[bool]]) -> Rate:
+    """Share over several tries of the same prompts (random directions), n and interval as of one try.
+
+    Tries of one prompt are not independent: counting each would make the interval too narrow.
+    """
+    if not prompts:
+        return NOTHING
+    mean = sum(sum(tries) / len(tries) for tries in prompts) / len(prompts)
+    return wilson(round(mean * len(prompts)), len(prompts))._replace(value=mean)

@@ -1,0 +1,55 @@
+"""The measures of one model, looked up by compression, method and name."""
+
+import math
+
+import pandas as pd
+
+from holdfast.report.measures.reading import AS_IS, DENSE, NOTHING
+from holdfast.statistics import Rate
+
+
+class Numbers:
+    """The measures of one model, looked up by compression, method and name."""
+
+    def __init__(self, frame: pd.DataFrame, model: str) -> None:
+        rows = frame[frame["model"] == model]
+        self.model = model
+        self.cells = list(dict.fromkeys(zip(rows["compression"], rows["method"], strict=True)))
+        self.compressions = list(dict.fromkeys(rows["compression"]))
+        self.measures = list(dict.fromkeys(rows["measure"]))
+        self._rates = {
+            (r.compression, r.method, r.measure): Rate(
+                r.value, 0 if pd.isna(r.n) else int(r.n), r.low, r.high
+            )
+            for r in rows.itertuples()
+        }
+        # A method has one recipe: what one compression's edit.json says of it holds for missing cells too.
+        self.random_methods = {k for c, k in self.cells if self.get(c, k, "edit_random").value == 1}
+
+    def get(self, compression: str, method: str, measure: str) -> Rate:
+        """The measured value; NaN when it is missing or was never asked for."""
+        return self._rates.get((compression, method, measure), NOTHING)
+
+    def repairs(self) -> list[tuple[str, str]]:
+        """(compression, method) of every edit that is not a random control."""
+        return [(c, k) for c, k in self.cells if k != AS_IS and k not in self.random_methods]
+
+    def controls(self, compression: str, method: str) -> list[str]:
+        """The random edits this edit is compared with."""
+        named = {m for c, k, m in self._rates if k == method}
+        return [k for c, k in self.cells if c == compression and f"mcnemar_p[{k}]" in named]
+
+    def compressed(self) -> list[str]:
+        return [c for c in self.compressions if c != DENSE]
+
+    def tasks(self) -> list[str]:
+        return [m[len("zero_shot[") : -1] for m in self.measures if m.startswith("zero_shot[")]
+
+    def zero_shot(self, compression: str, method: str) -> Rate:
+        """Unweighted mean over tasks, with the interval of a mean of independent estimates; n = tasks."""
+        scores = [self.get(compression, method, f"zero_shot[{t}]") for t in self.tasks()]
+        if not scores:
+            return NOTHING
+        value = sum(s.value for s in scores) / len(scores)
+        half = math.sqrt(sum(((s.high - s.low) / 2) ** 2 for s in scores)) / len(scores)
+        return Rate(value, len(scores), value - half, value + half)

@@ -1,0 +1,59 @@
+"""Edited cells beside their as-is cells and their random controls."""
+
+import math
+from dataclasses import dataclass
+
+from holdfast.report.measures.reading import AS_IS
+from holdfast.report.numbers import Numbers
+from holdfast.statistics import Rate, holm
+
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Repair:
+    """One edited cell beside its as-is cell and its random controls; p-values by Holm over the model."""
+
+    compression: str
+    method: str
+    before: Rate
+    after: Rate
+    control: list[Rate]
+    p: float
+    p_control: float
+
+    @property
+    def lowers(self) -> bool:
+        """ASR is lower than as-is and than every control, both by McNemar after Holm."""
+        below = self.after.value < min([self.before.value, *(c.value for c in self.control)])
+        return bool(self.control) and below and max(self.p, self.p_control) < SIGNIFICANT
+
+    @property
+    def raises(self) -> bool:
+        return self.after.value > self.before.value and self.p < SIGNIFICANT
+
+
+def repairs(numbers: Numbers) -> list[Repair]:
+    """Every repaired cell of a model; Holm runs over these rows, against as-is and against control apart."""
+    cells = numbers.repairs()
+    raw = [numbers.get(c, k, "mcnemar_p").value for c, k in cells]
+    against = [
+        # Against several controls the weakest comparison counts.
+        max((numbers.get(c, k, f"mcnemar_p[{r}]").value for r in numbers.controls(c, k)), default=math.nan)
+        for c, k in cells
+    ]
+    return [
+        Repair(
+            compression,
+            method,
+            numbers.get(compression, AS_IS, "attack_success_rate"),
+            numbers.get(compression, method, "attack_success_rate"),
+            [
+                numbers.get(compression, r, "attack_success_rate")
+                for r in numbers.controls(compression, method)
+            ],
+            p,
+            p_control,
+        )
+        for (compression, method), p, p_control in zip(cells, holm(raw), holm(against), strict=True)
+    ]

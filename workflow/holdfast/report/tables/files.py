@@ -1,0 +1,50 @@
+"""The tables on disk: refusal.csv (tidy), refusal.md, refusal.tex and claims.csv."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from holdfast.errors import HoldfastError
+from holdfast.evaluation.judges import human_agreement
+from holdfast.files import atomic_file, write_text
+from holdfast.report.claims import claims
+from holdfast.report.collect import COLUMNS, typed
+from holdfast.report.numbers import Numbers
+from holdfast.report.rendering import latex, markdown
+from holdfast.report.tables.of_model import model_tables, models
+
+
+def write_tables(frame: pd.DataFrame, out_dir: Path, judges: Sequence[str]) -> None:
+    """Write ``refusal.csv`` (tidy), ``refusal.md``, ``refusal.tex`` (booktabs) and ``claims.csv`` into ``out_dir``.
+
+    ``judges``: the study's, whose error against human labels closes the Markdown.
+    """
+    tables = [t for m in models(frame) for t in model_tables(frame, m)]
+    # Numbers in full, so that they read back the same.
+    with atomic_file(out_dir / "refusal.csv") as temporary:
+        frame.to_csv(temporary, index=False)
+    decided = [{"model": m} | asdict(c) for m in models(frame) for c in claims(Numbers(frame, m))]
+    with atomic_file(out_dir / "claims.csv") as temporary:
+        pd.DataFrame(decided).rename(columns={"name": "claim"}).to_csv(temporary, index=False)
+    errors = "; ".join(map(human_agreement, judges))
+    write_text(out_dir / "refusal.md", "\n".join([*map(markdown, tables), f"Judges: {errors}.", ""]))
+    head = "% Needs \\usepackage[T1]{fontenc}, booktabs and graphicx.\n"
+    write_text(out_dir / "refusal.tex", head + "\n".join(latex(t) for t in tables))
+
+
+def read_tables(folder: Path) -> pd.DataFrame:
+    """Read ``refusal.csv`` back as ``collect`` returned it.
+
+    Raises:
+        HoldfastError: no such file, or other columns.
+    """
+    path = folder / "refusal.csv"
+    if not path.is_file():
+        raise HoldfastError("no such file", str(path), "run `holdfast tables` first")
+    # Only empty fields are missing: a model may be called "NA" or "null".
+    frame = pd.read_csv(path, keep_default_na=False, na_values={c: [""] for c in COLUMNS[4:]}, dtype=str)
+    if list(frame.columns) != COLUMNS:
+        raise HoldfastError(f"columns are {list(frame.columns)}", str(path), f"they must be {COLUMNS}")
+    return typed(frame)

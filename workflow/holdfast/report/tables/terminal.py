@@ -1,0 +1,57 @@
+"""Main numbers and findings as plain text for the terminal."""
+
+import math
+import textwrap
+
+import pandas as pd
+
+from holdfast.report.claims import claims
+from holdfast.report.numbers import Numbers
+from holdfast.report.rendering import MISSING
+from holdfast.report.tables.main import main_table
+from holdfast.report.tables.of_model import model_tables, models
+from holdfast.report.wording import figure, percent, share
+
+TERMINAL_WIDTH = 120
+TERMINAL_NAME = 14
+TERMINAL_HEAD = [
+    "compression",
+    "method",
+    "ASR",
+    "genuine ref.",
+    "over-refusal",
+    "degen.",
+    "perpl.",
+    "0-shot",
+    "dens.",
+]
+
+
+def terminal_tables(frame: pd.DataFrame) -> str:
+    """Main numbers and findings as plain text, at most 120 columns wide."""
+    blocks = []
+    for model in models(frame):
+        numbers = Numbers(frame, model)
+        rows = [TERMINAL_HEAD]
+        for c, k in numbers.cells:
+            measures = ("attack_success_rate", "genuine_refusal", "over_refusal")
+            points = (numbers.get(c, k, "degenerate_rate"), numbers.zero_shot(c, k))
+            degenerate, zero_shot = (MISSING if math.isnan(r.value) else percent(r.value) for r in points)
+            perplexity, density = (numbers.get(c, k, m).value for m in ("perplexity", "density"))
+            names = [n if len(n) <= TERMINAL_NAME else n[: TERMINAL_NAME - 1] + "…" for n in (c, k)]
+            rates = [share(numbers.get(c, k, m)) for m in measures]
+            rows.append([*names, *rates, degenerate, figure(perplexity, 1), zero_shot, figure(density, 2)])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        form = "  ".join(f"{{:{'<' if i < 2 else '>'}{w}}}" for i, w in enumerate(widths))
+        lines = [form.format(*row) for row in rows]
+        lines.insert(1, "-" * len(lines[0]))
+        said = [f for t in model_tables(frame, model) for f in t.findings]
+        said += [f"{c.name} {c.verdict}: {c.statement}" for c in claims(numbers)]
+        # A number is not parted from its percent sign.
+        kept = [f.replace(" %", "\u00a0%") for f in said]
+        wrapped = [
+            textwrap.fill(f, TERMINAL_WIDTH, initial_indent="- ", subsequent_indent="  ") for f in kept
+        ]
+        note = textwrap.fill(main_table(numbers).note, TERMINAL_WIDTH)
+        blocks.append("\n".join([model, *lines, note, *wrapped]).replace("\u00a0", " "))
+    return "\n\n".join(blocks) + "\n"

@@ -1,0 +1,70 @@
+"""Numbers as text: shares, intervals, p-values, counts."""
+
+import math
+from collections.abc import Collection
+
+from holdfast.report.rendering import MISSING
+from holdfast.statistics import Rate
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def signed(change: float) -> str:
+    return f"{change:+.1f}".replace("-", "−")
+
+
+def count(things: Collection[object], noun: str) -> str:
+    number = len(things)
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def names(names: list[str]) -> str:
+    return f": {', '.join(names)}" if names else ""
+
+
+def share(rate: Rate, usual_n: int = 0) -> str:
+    """``12 % [7, 20]``; its n is added where it is not the usual one of the table."""
+    if math.isnan(rate.value):
+        return MISSING
+    text = percent(rate.value)
+    if not math.isnan(rate.low):
+        text += f" [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
+    return text + (f" (n = {rate.n})" if usual_n and rate.n != usual_n else "")
+
+
+def number(rate: Rate, digits: int) -> str:
+    """``47.2 [45.0, 49.6]``."""
+    if math.isnan(rate.value) or math.isnan(rate.low):
+        return figure(rate.value, digits)
+    low, high = (figure(v, digits) for v in (rate.low, rate.high))
+    return f"{figure(rate.value, digits)} [{low}, {high}]"
+
+
+def p_value(p: float) -> str:
+    if math.isnan(p):
+        return MISSING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def bracket(measure: str) -> str:
+    return measure[measure.index("[") + 1 : -1]
+
+
+def usual_n(counts: list[int]) -> int:
+    """The most common sample size; 0 when nothing was measured."""
+    made = [n for n in counts if n]
+    return max(made, key=made.count) if made else 0
+
+
+def whole(rate: Rate) -> str:
+    return figure(rate.value, 0)
+
+
+def figure(value: float, digits: int) -> str:
+    if math.isnan(value):
+        return MISSING
+    # A broken model's perplexity has any number of digits; three tell as much.
+    text = f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.2e}"
+    return text.replace("-", "−")
