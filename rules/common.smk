@@ -181,8 +181,13 @@ def of_checkpoints(pattern, wanted=lambda compression: True):
     return [pattern.format(model=m, compression=c) for m, c in CHECKPOINTS if wanted(c)]
 
 
+def methods_of(stage):
+    """The methods whose checkpoints one stage makes: edit, instruct, steer, recalibrate or tune."""
+    return [name for name, method in STUDY.methods.items() if method.stage == stage]
+
+
 def edited(cell):
-    return cell.method != AS_IS
+    return cell.method in methods_of("edit")
 
 
 def compressed(compression):

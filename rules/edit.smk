@@ -21,7 +21,7 @@ rule edit:
         "<benchmarks>/{model}/{compression}/{method}/edit.tsv"
     wildcard_constraints:
         compression=any_of(filter(compressed, STUDY.compressions)),
-        method=any_of(m for m in STUDY.methods if m != AS_IS),
+        method=any_of(methods_of("edit")),
     priority: 1  # what most waits for goes first
     conda:
         "../envs/core.yaml"

@@ -113,9 +113,40 @@ def test_a_variant_without_strength_searches_none(load: Callable) -> None:
     assert recipe["search"] == {"layers": "all", "max_kl": 0.1}
 
 
+def test_rivals_of_the_edit_have_recipes_of_their_own(load: Callable) -> None:
+    config = changed("methods/prompted", {"system_prompt": "Be safe."})
+    config["methods"] |= {
+        "steered": {"steer": "dense"},
+        "random-steer": {"steer": "random", "matched_to": "steered"},
+        "again": {"recalibrate": "refusals"},
+        "tuned": {"tune": "lora", "steps": 20},
+    }
+    study = load(config)
+    assert study.recipe("instruct", method="prompted") == {
+        "system_prompt": "Be safe.",
+        "version": STAGE_VERSIONS["instruct"],
+    }
+    steered = {"steer": "dense", "alpha": "search", "search": {"steering": [0.25, 0.5, 1.0], "max_kl": 0.1}}
+    assert study.recipe("steer", method="steered") == {**steered, "version": STAGE_VERSIONS["steer"]}
+    control = {"steer": "random", "matched_to": "steered", "seed": 7}
+    assert study.recipe("steer", method="random-steer") == {**control, "version": STAGE_VERSIONS["steer"]}
+    again = study.recipe("recalibrate", compression="wanda-40", method="again")
+    assert again["compress"] == {
+        k: v for k, v in study.recipe("compress", compression="wanda-40").items() if k != "version"
+    }
+    assert (again["share"], study.recipe("tune", method="tuned")["seed"]) == (0.5, 7)
+
+
+def test_only_what_is_calibrated_is_calibrated_otherwise(load: Callable) -> None:
+    study = load(changed("methods/again", {"recalibrate": "refusals"}))
+    assert {c.compression for c in study.cells() if c.method == "again"} == {"wanda-40"}
+    assert "no cell of again: rtn-w4, int8 (not calibrated)" in summary(study).splitlines()
+
+
 def all_recipes(study: Study) -> dict[str, str]:
     """Every recipe of a study by stage and names."""
-    jobs = [(s, {}) for s in STAGE_VERSIONS if s not in ("prompts", "fetch", "compress", "edit")]
+    named = {"prompts", "fetch", "compress", "edit", "instruct", "steer", "recalibrate", "tune"}
+    jobs = [(s, {}) for s in STAGE_VERSIONS if s not in named]
     jobs += [("prompts", {"role": r}) for r in [*type(study.prompts).model_fields, "calibration"]]
     jobs += [("fetch", {"model": m}) for m in study.models]
     jobs += [("compress", {"compression": c}) for c in study.compressions if c != "dense"]

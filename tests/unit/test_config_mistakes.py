@@ -72,6 +72,18 @@ MISTAKES = [
     ("methods/random-edit/matched_to", "airt", "no method 'airt'; did you mean aird?"),
     ("methods/random-edit/matched_to", "as-is", "'as-is' edits nothing; name one of"),
     ("methods/random-edit/matched_to", "random-edit", "'random-edit' is itself matched"),
+    ("methods/prompted", {"system_prompt": " "}, "empty; give the prompt's text", "methods.prompted.system_prompt"),
+    ("methods/prompted", {"system_prompt": "Be safe.", "alpha": 1}, "unknown key; keys here: system_prompt",
+     "methods.prompted.alpha"),
+    ("methods/steered", {"steer": "dense", "seed": 1}, "only a random direction has it; write steer: random",
+     "methods.steered.seed"),
+    ("methods/steered", {"steer": "own"}, "'own' is not known; choose from: dense, random", "methods.steered.steer"),
+    ("methods/steered", {"stear": "dense"}, "unknown key; did you mean steer?", "methods.steered.stear"),
+    ("methods/steered", {"steer": "random", "matched_to": "aird"}, "'aird' steers nothing; add the method that it is",
+     "methods.steered.matched_to"),
+    ("methods/again", {"recalibrate": "refusals", "share": 1}, "1 is out of range; give a value below 1",
+     "methods.again.share"),
+    ("methods/tuned", {"tune": "lora", "rank": 0}, "0 is out of range; give a value above 0", "methods.tuned.rank"),
     ("prompts/attack/split", "test", "only a hub: source has it; remove this key"),
     ("prompts/attack/source", "hub:a/b@c", "a hub: source needs it; add it, for exa", "prompts.attack.split"),
     # the grid
@@ -114,6 +126,18 @@ def test_a_mistake_is_told_in_one_line(load: Callable, mistake: tuple[Any, ...])
     assert [t for t in told if t.startswith(f"study.yaml: {key}: {line}")], told
     assert all("\n" not in t and t.count("; ") >= 1 for t in told)
     assert not any(word in str(caught.value) for word in ("pydantic", "https:", "Input should", "type=", "<"))
+
+
+def test_new_calibrations_need_a_calibrated_compression(load: Callable) -> None:
+    config = changed("methods/again", {"recalibrate": "refusals"})
+    config["cells"] = [{"compression": "rtn-w4", "method": "again"}]
+    with pytest.raises(
+        ConfigError, match="'\\* / rtn-w4 / again' selects only new calibrations of what is not"
+    ):
+        load(config)
+    del config["compressions"]["wanda-40"], config["cells"]
+    with pytest.raises(ConfigError, match="again: no compression of the study is calibrated; add one"):
+        load(config)
 
 
 def test_one_mistake_is_told_once(load: Callable) -> None:

@@ -18,6 +18,7 @@ from holdfast.config.measures import (
     ZeroShot,
 )
 from holdfast.config.reading import dotted, explained
+from holdfast.config.rivals import Recalibrate, Steer, SystemPrompt, Tune
 from holdfast.config.values import Positive, Section
 from holdfast.errors import HoldfastError
 from holdfast.versions import STAGE_VERSIONS
@@ -74,6 +75,22 @@ class EditRecipe(Aird, Versioned):
     search: Search = Field(default=Search(), description="candidates and bound of a search")
 
 
+class InstructRecipe(SystemPrompt, Versioned):
+    pass
+
+
+class SteerRecipe(Steer, Versioned):
+    search: Search = Field(default=Search(), description="candidates and bound of a search")
+
+
+class RecalibrateRecipe(Recalibrate, Versioned):
+    compress: dict[str, Any] = Field(description="recipe of the compression that is made again")
+
+
+class TuneRecipe(Tune, Versioned):
+    pass
+
+
 class GenerateRecipe(Generate, Versioned):
     pass
 
@@ -105,6 +122,10 @@ RECIPES: dict[str, type[Section]] = {
     "compare": CompareRecipe,
     "mediate": MediateRecipe,
     "edit": EditRecipe,
+    "instruct": InstructRecipe,
+    "steer": SteerRecipe,
+    "recalibrate": RecalibrateRecipe,
+    "tune": TuneRecipe,
     "generate": GenerateRecipe,
     "judge": JudgeRecipe,
     "ability": AbilityRecipe,
@@ -137,7 +158,9 @@ def validated(stage: str, given: dict[str, Any]) -> dict[str, Any]:
         raise HoldfastError(what, f"--recipe, {dotted(where)}", remedy) from None
     if stage == "edit" and full["alpha"] is None and full["variant"] not in ("restore", "realign"):
         full["alpha"] = "search"
-    if stage == "edit" and full["seed"] is None:
+    if stage == "steer" and full["alpha"] is None and full["matched_to"] is None:
+        full["alpha"] = "search"
+    if stage in ("edit", "steer", "tune") and full["seed"] is None:
         full["seed"] = 0
     return full
 

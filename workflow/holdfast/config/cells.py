@@ -27,29 +27,43 @@ class Cell(NamedTuple):
     method: str
 
 
-def impossible(cell: Cell) -> bool:
-    """The dense model needs no repair."""
-    return cell.compression == DENSE and cell.method != AS_IS
+def impossible(cell: Cell, compressions: Mapping[str, Any], methods: Mapping[str, Any]) -> bool:
+    """The dense model needs no repair, and what was not calibrated cannot be calibrated otherwise.
+
+    ``compressions`` and ``methods``: the study's sections as plain data, by name.
+    """
+    if cell.compression == DENSE:
+        return cell.method != AS_IS
+    return not recalibrable(compressions[cell.compression]) and recalibrates(methods[cell.method])
+
+
+def recalibrates(method: Any) -> bool:
+    return isinstance(method, dict) and "recalibrate" in method
+
+
+def recalibrable(compression: Any) -> bool:
+    return isinstance(compression, dict) and calibrated(compression)
 
 
 def expand(
     models: list[str],
-    compressions: list[str],
-    methods: list[str],
+    compressions: Mapping[str, Any],
+    methods: Mapping[str, Any],
     patterns: Iterable[Pattern],
-    owners: Mapping[str, str],
 ) -> list[Cell]:
     """The possible cells of the product that any pattern selects, in the product's order.
 
-    ``owners``: the one model that a published checkpoint belongs to, by compression.
+    A published checkpoint belongs to one model, which its section may name (``of``). ``compressions`` and
+    ``methods``: the sections as plain data, by name.
     """
     patterns = list(patterns)
+    owners = {name: section["of"] for name, section in compressions.items() if section.get("of")}
     grid = (Cell(*names) for names in itertools.product(models, compressions, methods))
     return [
         cell
         for cell in grid
         if owners.get(cell.compression, cell.model) == cell.model
-        and not impossible(cell)
+        and not impossible(cell, compressions, methods)
         and any(selects(p, cell) for p in patterns)
     ]
 
@@ -72,6 +86,9 @@ def grid_mistakes(config: dict[str, Any]) -> Iterator[Found]:
     yield from empty_sections("methods", AS_IS, "the unedited model", config)
     yield from lost_targets(named_sections("methods", config))
     yield from lost_owners(named_sections("compressions", config), list(named_sections("models", config)))
+    yield from nothing_to_recalibrate(
+        named_sections("compressions", config), named_sections("methods", config)
+    )
     yield from needless_draws(named_sections("compressions", config), config.get("calibration"))
     yield from empty_patterns(config)
 
@@ -115,7 +132,10 @@ def lost_targets(methods: dict[str, Any]) -> Iterator[Found]:
             continue
         where = ("methods", name, "matched_to")
         other = methods.get(target)
-        edits = [n for n, m in methods.items() if isinstance(m, dict) and m and not m.get("matched_to")]
+        kind = "steer" if "steer" in method else "edit"  # the kinds that have random controls
+        edits = [
+            n for n, m in methods.items() if isinstance(m, dict) and kind in m and not m.get("matched_to")
+        ]
         if not edits:
             remedy = "add the method that it is the control of"
         else:
@@ -125,7 +145,7 @@ def lost_targets(methods: dict[str, Any]) -> Iterator[Found]:
         elif target == name or (isinstance(other, dict) and other.get("matched_to")):
             yield where, f"'{target}' is itself matched to another method", remedy
         elif target not in edits:
-            yield where, f"'{target}' edits nothing", remedy
+            yield where, f"'{target}' {kind}s nothing", remedy
 
 
 def lost_owners(compressions: dict[str, Any], models: list[str]) -> Iterator[Found]:
@@ -169,10 +189,19 @@ def needless_draws(compressions: dict[str, Any], calibration: Any) -> Iterator[F
             yield ("compressions", name, "samples"), what, "raise calibration.samples, or lower this"
 
 
+def nothing_to_recalibrate(compressions: dict[str, Any], methods: dict[str, Any]) -> Iterator[Found]:
+    if any(map(recalibrable, compressions.values())):
+        return
+    for name in filter(lambda name: recalibrates(methods[name]), methods):
+        what = "no compression of the study is calibrated"
+        yield ("methods", name), what, "add one (wanda, sparsegpt, gptq, awq, smoothquant), or remove this"
+
+
 def empty_patterns(config: dict[str, Any]) -> Iterator[Found]:
     """``cells`` patterns that select no cell, or only impossible ones."""
     patterns = config.get("cells")
-    names = [list(named_sections(s, config)) for s in ("models", "compressions", "methods")]
+    sections = [named_sections(s, config) for s in ("compressions", "methods")]
+    names = [list(named_sections("models", config)), *map(list, sections)]
     if not isinstance(patterns, list) or not all(names):
         return
     for number, given in enumerate(patterns):
@@ -188,9 +217,14 @@ def empty_patterns(config: dict[str, Any]) -> Iterator[Found]:
                 f"'{shown}' selects no cell",
                 "mend the pattern, or add what it should name",
             )
-        elif all(map(impossible, selected)):
-            yield (
-                ("cells", number),
-                f"'{shown}' selects only edits of the dense model, which needs no repair",
+        elif all(impossible(cell, *sections) for cell in selected):
+            what, remedy = (
+                "edits of the dense model, which needs no repair",
                 "name a compression, or the method as-is",
             )
+            if any(cell.compression != DENSE for cell in selected):
+                what, remedy = (
+                    "new calibrations of what is not calibrated",
+                    "name a calibrated compression, or another method",
+                )
+            yield ("cells", number), f"'{shown}' selects only {what}", remedy

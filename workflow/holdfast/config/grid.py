@@ -1,12 +1,14 @@
 """The sections that span the grid: models, compressions, methods, and the parts of it to run."""
 
+import difflib
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from holdfast.config import sources
 from holdfast.config.compressions import Dense, Prune, Published, Quantize
+from holdfast.config.rivals import Recalibrate, Steer, SystemPrompt, Tune
 from holdfast.config.sources import BadValueError
 from holdfast.config.values import Layer, LayerList, Section, Variant, distinct, either
 
@@ -60,9 +62,13 @@ class Model(Section):
 class AsIs(Section):
     """The compressed model, not edited."""
 
+    stage: ClassVar[str | None] = None
+
 
 class Aird(Section):
     """A rank-one edit along a refusal direction (AIRD, a reconstruction), or its random control."""
+
+    stage: ClassVar[str] = "edit"
 
     edit: Literal["aird"] = Field(description="the kind of edit")
     direction: Literal["dense", "random"] = Field(
@@ -117,16 +123,36 @@ class Aird(Section):
         return value
 
 
+# The key that each kind of method is known by.
+KINDS: dict[str, type[Section]] = {
+    "edit": Aird,
+    "system_prompt": SystemPrompt,
+    "steer": Steer,
+    "recalibrate": Recalibrate,
+    "tune": Tune,
+}
+
+
 def method_kind(section: Any) -> str:
-    return "<AsIs>" if section == {} else "<Aird>"
+    """Which model a method's section is meant to be, wrong keys and all."""
+    if section == {}:
+        return "<AsIs>"
+    keys = list(section) if isinstance(section, dict) else []
+    meant = [k for key in keys for k in difflib.get_close_matches(str(key), KINDS, n=1)]
+    known = next((k for k in [*keys, *meant] if k in KINDS), "edit")
+    return f"<{KINDS[known].__name__}>"
 
 
 # The tags stand in pydantic's error locations; the brackets keep them apart from names.
-TAGGED: dict[str, type[Section]] = {
-    f"<{c.__name__}>": c for c in (Dense, Prune, Quantize, Published, AsIs, Aird)
-}
+SECTIONS: list[type[Section]] = [Dense, Prune, Quantize, Published, AsIs, *KINDS.values()]
+TAGGED = {f"<{section.__name__}>": section for section in SECTIONS}
 Method = Annotated[
-    Annotated[AsIs, Tag("<AsIs>")] | Annotated[Aird, Tag("<Aird>")],
+    Annotated[AsIs, Tag("<AsIs>")]
+    | Annotated[Aird, Tag("<Aird>")]
+    | Annotated[SystemPrompt, Tag("<SystemPrompt>")]
+    | Annotated[Steer, Tag("<Steer>")]
+    | Annotated[Recalibrate, Tag("<Recalibrate>")]
+    | Annotated[Tune, Tag("<Tune>")],
     Discriminator(method_kind),
 ]
 

@@ -9,9 +9,10 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from holdfast.config.cells import Found, closest, grid_mistakes
-from holdfast.config.compressions import Published
+from holdfast.config.cells import DENSE, Found, closest, grid_mistakes
+from holdfast.config.compressions import Published, calibrated
 from holdfast.config.grid import TAGGED
+from holdfast.config.rivals import Recalibrate
 from holdfast.config.sources import BadValueError
 from holdfast.config.study import Study
 from holdfast.config.values import Section
@@ -84,6 +85,11 @@ def summary(study: Study) -> str:
             methods = [c.method for c in cells if (c.model, c.compression) == (model, compression)]
             if methods:
                 lines.append(f"  {compression}: {', '.join(methods)}")
+    for name, method in study.methods.items():
+        lost = [c for c, section in study.compressions.items() if not calibrated(section.model_dump())]
+        lost = [compression for compression in lost if compression != DENSE]
+        if isinstance(method, Recalibrate) and lost:
+            lines.append(f"no cell of {name}: {', '.join(lost)} (not calibrated)")
     lines += [f"not pinned: {where} follows a branch; give a commit after @" for where in unpinned(study)]
     return "\n".join(lines)
 

@@ -52,8 +52,8 @@ def recipe(
                 "judge": evaluate.judges[0],
                 "batch_size": evaluate.generate.batch_size,
             }
-        case "edit":
-            keys = edit(study, str(method))
+        case "edit" | "instruct" | "steer" | "recalibrate" | "tune":
+            keys = after_compression(study, stage, str(compression), str(method))
         case "generate":
             keys = evaluate.generate.model_dump()
         case "judge":
@@ -93,6 +93,20 @@ def compress(study: "Study", name: str) -> Recipe:
     return keys
 
 
+def after_compression(study: "Study", stage: str, compression: str, method: str) -> Recipe:
+    """Of the stages that make a method's checkpoint, one a kind of method."""
+    match stage:
+        case "edit":
+            return edit(study, method)
+        case "steer":
+            return steer(study, method)
+        case "recalibrate":
+            return study.methods[method].model_dump() | {"compress": compress(study, compression)}
+        case "tune":
+            return {"seed": study.seed} | study.methods[method].model_dump(exclude_none=True)
+    return study.methods[method].model_dump()
+
+
 def edit(study: "Study", name: str) -> Recipe:
     keys = study.methods[name].model_dump(exclude_none=True)
     if keys["direction"] == "random":
@@ -108,4 +122,13 @@ def edit(study: "Study", name: str) -> Recipe:
     }
     if searched:
         keys["search"] = searched | {"max_kl": study.search.max_kl}
+    return keys
+
+
+def steer(study: "Study", name: str) -> Recipe:
+    keys = study.methods[name].model_dump(exclude_none=True)
+    if keys["steer"] == "random":
+        keys.setdefault("seed", study.seed)
+    if "matched_to" not in keys and keys.setdefault("alpha", "search") == "search":
+        keys["search"] = {"steering": study.search.steering, "max_kl": study.search.max_kl}
     return keys

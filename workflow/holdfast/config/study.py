@@ -10,7 +10,7 @@ from pydantic import Field
 
 from holdfast.config import recipes
 from holdfast.config.cells import Cell, expand
-from holdfast.config.compressions import Compression, Published
+from holdfast.config.compressions import Compression
 from holdfast.config.grid import CompressionName, Method, MethodName, Model, ModelName, Part
 from holdfast.config.measures import Calibration, Direction, Evaluate, Prompts, Search
 from holdfast.config.values import Section
@@ -41,13 +41,10 @@ class Study(Section):
 
     def cells(self) -> list[Cell]:
         """The cells to run, in the config's order."""
-        return expand(
-            list(self.models),
-            list(self.compressions),
-            list(self.methods),
-            [(p.model, p.compression, p.method) for p in self.parts or [Part()]],
-            {name: c.of for name, c in self.compressions.items() if isinstance(c, Published) and c.of},
-        )
+        compressions = {name: c.model_dump(exclude_none=True) for name, c in self.compressions.items()}
+        methods = {name: m.model_dump(exclude_none=True) for name, m in self.methods.items()}
+        patterns = [(p.model, p.compression, p.method) for p in self.parts or [Part()]]
+        return expand(list(self.models), compressions, methods, patterns)
 
     def recipe(
         self,
