@@ -157,14 +157,18 @@ def cell_checkpoint(wildcards):
     return "<results>/{model}/{compression}/{method}/checkpoint/provenance.json"
 
 
-def matched_edit(wildcards):
-    """The edit that a matched control takes its settings from, or nothing."""
-    target = STUDY.recipe("edit", method=wildcards.method).get("matched_to")
-    return (
-        f"<results>/{{model}}/{{compression}}/{target}/checkpoint/edit.json"
-        if target
-        else []
-    )
+def matched(stage, record):
+    """An input function: the record of the finished method that a matched control takes its settings from."""
+
+    def of_job(wildcards):
+        target = STUDY.recipe(stage, method=wildcards.method).get("matched_to")
+        return (
+            f"<results>/{{model}}/{{compression}}/{target}/checkpoint/{record}"
+            if target
+            else []
+        )
+
+    return of_job
 
 
 def matched_to(wildcards, input):

@@ -11,7 +11,7 @@ rule edit:
         harmless="<results>/prompts/harmless_validation.jsonl",
         harmless_train="<results>/prompts/harmless_train.jsonl",
         disjoint=ancient("<results>/prompts/disjoint.json"),
-        matched=matched_edit,
+        matched=matched("edit", "edit.json"),
     output:
         edit="<results>/{model}/{compression}/{method}/checkpoint/edit.json",
         checkpoint="<results>/{model}/{compression}/{method}/checkpoint/provenance.json",

@@ -31,6 +31,7 @@ from pathlib import Path
 
 FILES = {
     "fetch": ["provenance.json"], "compress": ["provenance.json"], "edit": ["edit.json", "provenance.json"],
+    "instruct": ["provenance.json"], "steer": ["steer.json", "provenance.json"],
     "activations": ["activations.safetensors"], "direction": ["direction.json"], "figures": ["asr.svg"],
     "mediate": ["verdicts.jsonl", "answers.jsonl"],
     "generate": ["attack.jsonl", "over_refusal.jsonl"], "judge": ["attack.jsonl", "over_refusal.jsonl"],
@@ -45,7 +46,7 @@ for name in FILES.get(stage, []):
     out.mkdir(exist_ok=True)
     (out / name).unlink(missing_ok=True)
     (out / name).write_text(" ".join(sys.argv))
-if stage in ("compress", "edit"):  # copies of checkpoints share files with their source
+if stage in ("compress", "edit", "instruct", "steer"):  # copies of checkpoints share files with their source
     for file in Path(arguments[0]).iterdir():
         if not (out / file.name).exists():
             os.link(file, out / file.name)
@@ -197,6 +198,17 @@ def test_a_new_compression_runs_only_its_cells(rerun: Callable[..., dict[str, in
 def test_a_new_method_runs_only_its_cells(rerun: Callable[..., dict[str, int]]) -> None:
     jobs = rerun(lambda c: c["methods"].update(amplify={"edit": "aird", "variant": "amplify", "alpha": 3}))
     assert jobs == {"edit": 2, "generate": 2, "judge": 2, "ability": 2, **SUMMED_UP}
+
+
+def test_rivals_of_the_edit_run_by_their_own_rules(rerun: Callable[..., dict[str, int]]) -> None:
+    rivals = {
+        "prompted": {"system_prompt": "Be safe."},
+        "steered": {"steer": "dense"},
+        "random-steer": {"steer": "random", "matched_to": "steered"},
+    }
+    jobs = rerun(lambda c: c["methods"].update(rivals))
+    cells = dict.fromkeys(("generate", "judge", "ability"), 6)
+    assert jobs == {"instruct": 2, "steer": 4, **cells, **SUMMED_UP}
 
 
 def test_a_new_strength_runs_the_edit_and_its_control(rerun: Callable[..., dict[str, int]]) -> None:

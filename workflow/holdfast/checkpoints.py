@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from holdfast.architectures import decoder_layers
 from holdfast.errors import HoldfastError
 from holdfast.files import write_json
 from holdfast.formats import FORMATS, Format, format_of
@@ -19,12 +20,14 @@ from holdfast.formats.bitsandbytes import quantization_state
 from holdfast.formats.compressed_tensors import decompress
 from holdfast.model_folders import (
     SETTINGS,
+    STEERING,
     config_dtype,
     headers,
     read_config,
     settings,
     weight_files,
 )
+from holdfast.refusal.interventions import add
 from holdfast.silence import quiet
 from holdfast.skeletons import auto_class, dense_config, first_line, model_config, skeleton, unloadable
 
@@ -47,7 +50,7 @@ def load_model(folder: Path, dtype: torch.dtype | str | None = None) -> PreTrain
     Where only weights are quantized (W4A16 and the like in compressed-tensors, auto-gptq) the linears come back
     plain and dense: the same numbers, faster on a CPU, free to be edited in memory, and without the package that
     quantized them. They are dequantized one at a time while loading. Checkpoints that quantize activations too
-    come back with the modules that do so, bitsandbytes ones as they are.
+    come back with the modules that do so, bitsandbytes ones as they are. A steered checkpoint comes back steered.
 
     Args:
         folder: a Hugging Face folder.
@@ -55,8 +58,36 @@ def load_model(folder: Path, dtype: torch.dtype | str | None = None) -> PreTrain
 
     Raises:
         HoldfastError: no such folder, no config.json, no safetensors weights, weights missing from the
-            shards, a damaged shard, weights that are NaN or infinite, or transformers cannot build the model.
+            shards, a damaged shard, weights that are NaN or infinite, transformers cannot build the model, or a
+            steering vector that does not fit it.
     """
+    model = _load(folder, dtype)
+    if (folder / STEERING).is_file():
+        steer(model, folder)
+    return model
+
+
+def steer(model: PreTrainedModel, folder: Path) -> None:
+    """Add the folder's steering vector at its layer in every forward pass of ``model`` from now on.
+
+    Raises:
+        HoldfastError: the file is damaged, or it is a vector for another model.
+    """
+    path = folder / STEERING
+    try:
+        with safe_open(path, "pt") as file:
+            vector, layer = file.get_tensor("vector"), int((file.metadata() or {})["layer"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        what = f"no steering vector with its layer ({first_line(error)})"
+        raise HoldfastError(what, str(path), "run `holdfast steer` again") from error
+    size = model.get_input_embeddings().embedding_dim
+    if vector.shape != (size,) or not 0 <= layer < len(decoder_layers(model)):
+        what = f"{tuple(vector.shape)} for layer {layer} does not fit the model"
+        raise HoldfastError(what, str(path), "run `holdfast steer` again")
+    add(model, vector, layer)
+
+
+def _load(folder: Path, dtype: torch.dtype | str | None) -> PreTrainedModel:
     method = (read_config(folder).get("quantization_config") or {}).get("quant_method")
     if method in FORMATS and format_of(folder).loads_dense:
         return _load_dense(folder, format_of(folder), dtype)

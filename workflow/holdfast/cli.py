@@ -210,6 +210,44 @@ def edit(
 
 
 @app.command()
+def instruct(model_dir: ModelDir, out: Out, recipe: Recipe) -> None:
+    """Give a compressed checkpoint a safety system prompt; its weights are hard-linked."""
+    apart(out, model_dir)
+    from holdfast.refusal.instruct import instruct_checkpoint as run
+
+    run(model_dir, out, checked("instruct", recipe))
+
+
+@app.command()
+def steer(
+    model_dir: ModelDir,
+    out: Out,
+    direction: Annotated[Path, typer.Option(help="The dense model's direction folder.")],
+    own_direction: Annotated[Path, typer.Option(help="The compressed model's own direction folder.")],
+    harmful: Prompts,
+    harmless: Prompts,
+    recipe: Recipe,
+    matched_to: Annotated[
+        Path | None, typer.Option(help="steer.json of the steering this one controls for.")
+    ] = None,
+) -> None:
+    """Add the dense model's refusal direction, or a random one, to a compressed checkpoint at run time."""
+    apart(out, model_dir, direction, own_direction)
+    from holdfast.refusal.steering import steer_checkpoint as run
+
+    run(
+        model_dir,
+        out,
+        direction_dir=direction,
+        own_direction_dir=own_direction,
+        harmful=harmful,
+        harmless=harmless,
+        recipe=checked("steer", recipe),
+        matched_to=matched_to,
+    )
+
+
+@app.command()
 def generate(
     model_dir: ModelDir,
     out: Out,

@@ -1,7 +1,8 @@
 """The files of a Hugging Face model folder: config, settings, and safetensors shards by their headers alone.
 
 A checkpoint is a folder with ``config.json``, safetensors shards, the tokenizer's files and, where Holdfast wrote
-it, ``holdfast.json`` (how to talk to the model) and ``provenance.json``.
+it, ``holdfast.json`` (how to talk to the model), ``provenance.json``, and ``steering/`` (a vector that is added to
+the residual stream whenever the model runs).
 """
 
 import json
@@ -18,6 +19,9 @@ from holdfast.errors import HoldfastError
 from holdfast.files import read_json
 
 SETTINGS: dict[str, Any] = {"thinking": None, "system_prompt": None, "trust_remote_code": False}
+# What is added to the residual stream whenever the model runs, in a folder of its own: a loader that does not know
+# of it must not take it for a shard.
+STEERING = "steering/vector.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", *PICKLES)
@@ -121,10 +125,21 @@ def headers(folder: Path) -> dict[str, Stored]:
     }
 
 
+def refuse_steered(folder: Path) -> None:
+    """Raises HoldfastError when a checkpoint is steered at run time: what is made from its files would not be."""
+    if (folder / STEERING).exists():
+        what = "the checkpoint is steered at run time, which a copy of its weights would lose"
+        raise HoldfastError(what, str(folder), "give the checkpoint that was steered")
+
+
 def carry(source: Path, out: Path) -> None:
     """Hard-link every file of ``source`` that ``out`` lacks: tokenizer, templates, processor, holdfast.json,
     remote code. Weights, their index and provenance stay behind: they tell of another stage.
+
+    Raises:
+        HoldfastError: ``source`` is steered.
     """
+    refuse_steered(source)
     for file in sorted(p for p in source.iterdir() if p.is_file()):
         if (
             file.suffix in WEIGHT_SUFFIXES

@@ -13,7 +13,7 @@ from holdfast.config.by_hand import validated
 from holdfast.config.compressions import calibrated
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, sha256
-from holdfast.model_folders import carry, read_config, weight_files
+from holdfast.model_folders import carry, read_config, refuse_steered, weight_files
 from holdfast.provenance import Recorder
 from holdfast.weight_statistics import weight_statistics
 
@@ -40,6 +40,7 @@ def compress(
         full = {key: value for key, value in full.items() if key not in ("samples", "tokens", "seed")}
     if read_config(model_dir).get("quantization_config"):
         raise HoldfastError("the model is quantized already", str(model_dir), "compress its dense original")
+    refuse_steered(model_dir)
     weight_files(model_dir)
     recorder = Recorder("compress", full)
     sequences: list[torch.Tensor] = []

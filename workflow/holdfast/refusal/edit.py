@@ -9,7 +9,7 @@ from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.edited_checkpoints import edited_copy
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, read_json, write_json
-from holdfast.model_folders import settings
+from holdfast.model_folders import refuse_steered, settings
 from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
 from holdfast.refusal.direction import load_direction, load_score
@@ -46,6 +46,7 @@ def edit_checkpoint(
             "edit",
             "give the matched method and its edit.json, or neither",
         )
+    refuse_steered(model_dir)
     plan = {**recipe, **matched_plan(matched_to)} if matched_to else dict(recipe)
     model, tokenizer, chosen = load_model(model_dir), load_tokenizer(model_dir), settings(model_dir)
     found, own = load_direction(direction_dir), load_direction(own_direction_dir)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from holdfast.architectures import attention, decoder_layers, mlp
@@ -66,13 +67,19 @@ def ablated(model: PreTrainedModel, direction: Tensor, harmless: Tensor | None =
         yield
 
 
+def add(model: PreTrainedModel, vector: Tensor, layer: int) -> RemovableHandle:
+    """Add ``vector`` [d_model] to the input of block ``layer`` at every position (Arditi et al. 2024, eq. 3).
+
+    From now on, until the handle that is returned is removed.
+    """
+    on_input = _on_input(lambda x: x + vector.to(x.device, x.dtype))
+    return decoder_layers(model)[layer].register_forward_pre_hook(on_input, with_kwargs=True)
+
+
 @contextlib.contextmanager
 def added(model: PreTrainedModel, vector: Tensor, layer: int) -> Iterator[None]:
-    """Add ``vector`` [d_model] to the input of block ``layer`` at every position (Arditi et al. 2024, eq. 3)."""
-    block = decoder_layers(model)[layer]
-    handle = block.register_forward_pre_hook(
-        _on_input(lambda x: x + vector.to(x.device, x.dtype)), with_kwargs=True
-    )
+    """:func:`add` for as long as the block lasts."""
+    handle = add(model, vector, layer)
     try:
         yield
     finally:

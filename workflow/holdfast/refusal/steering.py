@@ -1,0 +1,135 @@
+"""The stage ``steer``: the dense model's refusal direction added at run time, as strong as validation prompts allow.
+
+Activation addition after Turner et al. 2023 (arXiv 2308.10248), with the direction of Arditi et al. 2024 (arXiv
+2406.11717, eq. 3): x ← x + α (mean harmful − mean harmless) at the input of the direction's own block, at every
+position. The weights stay as they are.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from holdfast.architectures import decoder_layers
+from holdfast.checkpoints import load_model, load_tokenizer
+from holdfast.edited_checkpoints import edited_copy
+from holdfast.errors import HoldfastError
+from holdfast.files import atomic_folder, read_json, write_json
+from holdfast.model_folders import STEERING, refuse_steered, settings
+from holdfast.prompts.sources import read_records
+from holdfast.provenance import Recorder
+from holdfast.refusal.direction import Direction, load_direction, load_score
+from holdfast.refusal.interventions import added, random_unit
+from holdfast.refusal.scores import RefusalScore, first_answer_token, kl_divergence
+from holdfast.skeletons import skeleton
+from holdfast.weight_statistics import weight_statistics
+
+
+def steer_checkpoint(
+    model_dir: Path,
+    out: Path,
+    *,
+    direction_dir: Path,
+    own_direction_dir: Path,
+    harmful: Path,
+    harmless: Path,
+    recipe: Mapping[str, Any],
+    matched_to: Path | None = None,
+) -> dict[str, Any]:
+    """Write a copy of a compressed checkpoint that is steered when it is loaded, with ``steer.json``.
+
+    Args:
+        direction_dir: the dense model's direction, whose mean difference is added at its own layer.
+        own_direction_dir: the compressed model's, whose refusal score the search reads.
+        harmful, harmless: validation prompts.
+        recipe: steer (``dense``, or ``random`` with seed: a random vector of the same length), alpha (number or
+            ``search``), search {steering, max_kl}; a matched control takes alpha from ``matched_to``, the
+            ``steer.json`` of another steered copy.
+
+    Returns:
+        What ``steer.json`` holds: direction, layer, alpha, norm (of what is added), trace.
+
+    Raises:
+        HoldfastError: a checkpoint that is steered already, a direction of another model, or ``matched_to``
+            without its file.
+    """
+    recorder = Recorder("steer", dict(recipe))
+    if bool(recipe.get("matched_to")) != bool(matched_to):
+        remedy = "give the matched method and its steer.json, or neither"
+        raise HoldfastError("matched_to and --matched-to go together", "steer", remedy)
+    refuse_steered(model_dir)
+    alpha = read_json(matched_to)["alpha"] if matched_to else recipe["alpha"]
+    found = load_direction(direction_dir)
+    refuse_misfit(found, model_dir, direction_dir)
+    vector = found.difference
+    if recipe["steer"] == "random":
+        vector = random_unit(vector, recipe["seed"]) * vector.norm()
+    trace: list[dict[str, Any]] = []
+    if alpha == "search":
+        model, tokenizer = load_model(model_dir), load_tokenizer(model_dir)
+        score = load_score(load_direction(own_direction_dir).about, tokenizer, settings(model_dir))
+        refused, answered = ([r["text"] for r in read_records(path)] for path in (harmful, harmless))
+        search = recipe["search"]
+        trace = strengths(model, score, vector, found.layer, refused, answered, search["steering"])
+        alpha = strongest(trace, search["max_kl"])
+    about = {
+        "direction": recipe["steer"],
+        "layer": found.layer,
+        "alpha": alpha,
+        "norm": (alpha * vector).norm().item(),
+        "trace": trace,
+    }
+    with atomic_folder(out) as folder:
+        edited_copy(model_dir, folder, {})
+        (folder / STEERING).parent.mkdir()
+        added_vector = {"vector": (alpha * vector).float().contiguous()}
+        save_file(added_vector, folder / STEERING, metadata={"layer": str(found.layer)})
+        write_json(folder / "steer.json", about)
+        recorder.write(
+            folder / "provenance.json",
+            [model_dir, direction_dir, own_direction_dir, harmful, harmless],
+            steering={k: v for k, v in about.items() if k != "trace"},
+            **weight_statistics(folder, source=model_dir),
+        )
+    return about
+
+
+def refuse_misfit(found: Direction, model_dir: Path, direction_dir: Path) -> None:
+    """Raises HoldfastError when the model has no such layer or another width."""
+    model = skeleton(model_dir)
+    width, layers = model.get_input_embeddings().embedding_dim, len(decoder_layers(model))
+    if found.difference.shape != (width,) or found.layer >= layers:
+        asked = f"a direction of layer {found.layer}, {len(found.difference)} wide"
+        what = f"{asked}, does not fit a model of {layers} layers, {width} wide"
+        raise HoldfastError(what, str(direction_dir), "give the direction of its dense original")
+
+
+def strengths(
+    model: PreTrainedModel,
+    score: RefusalScore,
+    vector: Tensor,
+    layer: int,
+    harmful: Sequence[str],
+    harmless: Sequence[str],
+    alphas: Sequence[float],
+) -> list[dict[str, Any]]:
+    """Mean refusal score on harmful prompts and mean KL divergence on harmless ones, of 0 and of each alpha."""
+    before = first_answer_token(model, score.tokenizer, harmless, score.settings)
+    rows = [{"alpha": 0.0, "refusal_score": score(model, harmful).mean().item(), "kl": 0.0}]
+    for alpha in tqdm(alphas, desc="steering", unit="alpha", mininterval=2):
+        with added(model, alpha * vector, layer):
+            after = first_answer_token(model, score.tokenizer, harmless, score.settings)
+            refusal = score(model, harmful).mean().item()
+        kl = kl_divergence(before, after).mean().item()
+        rows.append({"alpha": alpha, "refusal_score": refusal, "kl": kl})
+    return rows
+
+
+def strongest(trace: Sequence[Mapping[str, Any]], max_kl: float) -> float:
+    """The alpha with the highest refusal score among those within the bound; 0 is always one of them."""
+    allowed = [row for row in trace if row["kl"] <= max_kl]
+    return float(max(allowed, key=lambda row: row["refusal_score"])["alpha"])
