@@ -19,7 +19,10 @@ WORDS = ("assistant", "model", "INST", " ASSISTANT", " [", "\n\n")
 
 @dataclass(frozen=True)
 class Family:
-    """``ending``: what follows the instruction. ``bos``: written by the template, and added by the tokenizer."""
+    """``ending``: what follows the instruction. ``bos``: written by the template, and added by the tokenizer.
+
+    ``to_answer``: what follows it up to the answer's first token, where that is more than the ending.
+    """
 
     template: str
     special: tuple[str, ...]
@@ -28,6 +31,7 @@ class Family:
     refuses_system: str | None = None  # what the template raises then
     takes_line_ends: bool = False  # special tokens swallow the white space after them
     thinking: bool | None = None
+    to_answer: tuple[str, ...] = ()
 
     def settings(self, system_prompt: str | None = None) -> dict[str, Any]:
         return {"thinking": self.thinking, "system_prompt": system_prompt}
@@ -99,6 +103,8 @@ QWEN3 = replace(
     ),
     special=(*CHATML.special, "<think>", "</think>"),
 )
+EMPTY_THOUGHT = ("<think>", "\n\n", "</think>", "\n\n")
+QWEN3_THINKING = replace(QWEN3, to_answer=(*CHATML.ending, *EMPTY_THOUGHT))
 LLAMA_3_TURN = "'<|start_header_id|>' + m.role + '<|end_header_id|>\n\n'"
 LLAMA_3_ANSWER = _answer("<|start_header_id|>assistant<|end_header_id|>\n\n")
 LLAMA_3 = Family(
@@ -139,10 +145,16 @@ FAMILIES = {
     ),
     "qwen-1-chat": CHATML,
     "qwen2.5-instruct": replace(CHATML, template=_default_system("You are Qwen.") + CHATML.template),
-    "qwen3": QWEN3,
-    "qwen3-thinking": replace(QWEN3, thinking=True),
-    "qwen3-not-thinking": replace(
-        QWEN3, thinking=False, ending=(*CHATML.ending, "<think>", "\n\n", "</think>", "\n\n")
+    "qwen3": QWEN3_THINKING,  # left to itself it thinks
+    "qwen3-thinking": replace(QWEN3_THINKING, thinking=True),
+    "qwen3-not-thinking": replace(QWEN3, thinking=False, ending=(*CHATML.ending, *EMPTY_THOUGHT)),
+    # No switch: every prompt ends in an open thought.
+    "qwen3-thinking-2507": replace(
+        QWEN3_THINKING,
+        template=CHATML_TURNS
+        + "{% set stripped = messages[-1].content.split('</think>') %}"
+        + _answer("<|im_start|>assistant\n<think>\n"),
+        ending=(*CHATML.ending, "<think>", "\n"),
     ),
     "gemma-2-it": replace(
         GEMMA_3,

@@ -3,7 +3,16 @@
 import pytest
 from chat_templates import FAMILIES
 from holdfast.errors import HoldfastError
-from holdfast.prompts.templates import PROBES, encode, post_instruction_tokens, render
+from holdfast.prompts.templates import (
+    PROBES,
+    Thought,
+    answer_opening,
+    encode,
+    post_instruction_tokens,
+    render,
+    thought_delimiters,
+)
+from holdfast.refusal.scores import RefusalScore
 from transformers import PreTrainedTokenizerFast
 
 SYSTEM_PROMPT = "Answer in one short line."
@@ -96,3 +105,70 @@ def test_the_answers_opening_follows_the_ending(name: str) -> None:
     tokenizer, settings = family.tokenizer(), family.settings()
     plain, opened = (encode(tokenizer, ["hello"], settings, s)["input_ids"][0].tolist() for s in ("", "I"))
     assert opened == [*plain, tokenizer.convert_tokens_to_ids("I")]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_scores_are_read_where_the_answer_begins(name: str) -> None:
+    family = FAMILIES[name]
+    tokenizer, settings = family.tokenizer(), family.settings()
+    texts = ["hello", *TEXTS]
+    asked = RefusalScore(tokenizer, settings, [[5, 6], [7]], "phrases").prompts(texts)
+    expected = family.to_answer or family.ending
+    for ids, prompt in zip(asked.ids, encode(tokenizer, texts, settings)["input_ids"].tolist(), strict=True):
+        assert strings(tokenizer, ids)[-len(expected) :] == expected
+        shared = len(ids) - len(expected)  # up to the end of the instruction nothing is added
+        assert ids[:shared] == [i for i in prompt if i != tokenizer.pad_token_id][:shared]
+
+
+ON = Thought("<think>", "</think>", begun=False, left_out="<think>\n\n</think>\n\n")
+THOUGHTS = {
+    "qwen3": ON,
+    "qwen3-thinking": ON,
+    "qwen3-not-thinking": Thought("<think>", "</think>", begun=False, left_out=""),
+    "qwen3-thinking-2507": Thought("<think>", "</think>", begun=True, left_out="\n</think>\n\n"),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_thoughts_are_told_from_the_template(name: str) -> None:
+    family = FAMILIES[name]
+    assert thought_delimiters(family.tokenizer(), family.settings()) == THOUGHTS.get(name)
+
+
+# What others write with thinking on and off, each after "<a>"; the answer begins where `off` ends.
+SWITCHES = {
+    "GLM-4.5": ("", "<think></think>", "<think></think>"),
+    "EXAONE-4": ("<think>\n", "<think>\n\n</think>\n\n", "\n</think>\n\n"),
+    "SmolLM3": ("", "<think>\n\n</think>\n", "<think>\n\n</think>\n"),
+    "Seed-OSS": ("", "<seed:think>\n</seed:think>", "<seed:think>\n</seed:think>"),
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_thought_is_left_out_as_the_template_leaves_it_out(name: str) -> None:
+    on, off, left_out = SWITCHES[name]
+    tokenizer = FAMILIES["qwen3"].tokenizer()
+    tokenizer.chat_template = (
+        f"{{{{ '/no' if enable_thinking is false else '' }}}}{{{{ messages[-1].content + '<a>' }}}}"
+        f"{{{{ '{off}' if enable_thinking is false else '{on}' }}}}"
+    )
+    asked, opening = {}, {}
+    for thinking in (None, True, False):
+        settings = {"thinking": thinking, "system_prompt": None}
+        opening[thinking] = answer_opening(tokenizer, settings)
+        asked[thinking] = render(tokenizer, ["hello"], settings)[0] + opening[thinking]
+    assert opening == {None: left_out, True: left_out, False: ""}
+    assert "/no" + asked[True] == "/no" + asked[None] == asked[False]
+
+
+@pytest.mark.parametrize(("name", "thinking"), [("llama-3-instruct", True), ("qwen3-thinking-2507", False)])
+def test_a_switch_that_does_nothing_is_one_line(name: str, thinking: bool) -> None:
+    tokenizer, settings = FAMILIES[name].tokenizer(), {"thinking": thinking, "system_prompt": None}
+    with pytest.raises(HoldfastError, match=r"no thinking switch: thinking: (true|false) changes nothing"):
+        post_instruction_tokens(tokenizer, settings)
+
+
+def test_not_to_think_is_no_mistake_where_no_thought_is_known() -> None:
+    tokenizer = FAMILIES["llama-3-instruct"].tokenizer()
+    plain, told = (render(tokenizer, ["hi"], {"thinking": t, "system_prompt": None}) for t in (None, False))
+    assert plain == told

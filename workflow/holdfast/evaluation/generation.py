@@ -41,7 +41,10 @@ class Backend(Protocol):
 
 
 class Transformers:
-    """``generate`` of transformers on a loaded model."""
+    """``generate`` of transformers on a loaded model.
+
+    ``suffix`` follows every prompt and is no part of the answer.
+    """
 
     def __init__(
         self,
@@ -49,10 +52,11 @@ class Transformers:
         tokenizer: PreTrainedTokenizerBase,
         settings: Mapping[str, Any],
         batch_size: int | str = "auto",
+        suffix: str = "",
     ) -> None:
         self.model: Any = model  # `generate` comes from a mixin that type checkers do not follow
         self.tokenizer, self.settings = tokenizer, settings
-        self.batch_size = batch_size
+        self.batch_size, self.suffix = batch_size, suffix
 
     def batches(self, texts: Sequence[str]) -> Iterator[list[int]]:
         lengths = [len(i) for i in self.tokenizer(render(self.tokenizer, texts, self.settings))["input_ids"]]
@@ -64,7 +68,7 @@ class Transformers:
         return by_length(lengths, size)
 
     def answer(self, texts: Sequence[str], max_new_tokens: int) -> list[Completion]:
-        batch = encode(self.tokenizer, texts, self.settings).to(self.model.device)
+        batch = encode(self.tokenizer, texts, self.settings, self.suffix).to(self.model.device)
         with torch.inference_mode():
             output = self.model.generate(
                 **batch,
@@ -103,10 +107,11 @@ def complete(
     *,
     max_new_tokens: int,
     batch_size: int | str = "auto",
+    suffix: str = "",
     progress: str = "answers",
 ) -> list[Completion]:
-    """Greedy answers in the order of ``texts``."""
-    backend = Transformers(model, tokenizer, settings, batch_size)
+    """Greedy answers in the order of ``texts``; ``suffix`` as in :class:`Transformers`."""
+    backend = Transformers(model, tokenizer, settings, batch_size, suffix)
     done: dict[int, Completion] = {}
     for indices in tqdm(list(backend.batches(texts)), desc=progress, unit="batch", mininterval=2):
         done.update(zip(indices, answered(backend, [texts[i] for i in indices], max_new_tokens), strict=True))

@@ -1,7 +1,9 @@
-"""Chat templates: the token ids a model is shown, and the positions after the instruction."""
+"""Chat templates: the token ids a model is shown, the positions after the instruction, and where the answer begins."""
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +15,25 @@ from holdfast.errors import HoldfastError
 # belong to the template.
 PROBES = ("Name a colour", "What is 2 + 2?", "hello", "List: [x]")
 
+# A thought left out, as the templates of Qwen3 and DeepSeek-R1 write it; for templates that do not say themselves.
+EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
+THOUGHT_LEFT_OUT = re.compile(r"(<([^<>/\s]+)>)\s*(</\2>)\s*$")
+
+
+@dataclass(frozen=True)
+class Thought:
+    """How a chat template marks what the model thinks before it answers.
+
+    ``opening`` and ``closing``: the marks, such as ``<think>`` and ``</think>``; ``begun``: the prompt ends inside a
+    thought, so that generated text starts there; ``left_out``: what, written after the prompt, makes the thought an
+    empty one, so that the answer begins. It is empty where no thought is to come (thinking off).
+    """
+
+    opening: str
+    closing: str
+    begun: bool
+    left_out: str
+
 
 def render(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], settings: Mapping[str, Any]
@@ -20,8 +41,54 @@ def render(
     """Each instruction as the chat template shows it, up to where the answer begins.
 
     ``settings``: ``thinking`` (None leaves the template's default) and ``system_prompt`` (None: none).
-    Raises HoldfastError when the tokenizer has no chat template or rejects the messages.
+    Raises HoldfastError when the tokenizer has no chat template, rejects the messages, or is told to think, or not to,
+    and writes the same either way.
     """
+    value = settings.get("thinking")
+    if value is not None:
+        on, off = (_rendered(tokenizer, PROBES[:1], {**settings, "thinking": t}) for t in (True, False))
+        # A template that knows no thought does what `thinking: false` asks for.
+        if on == off and (value or thought_delimiters(tokenizer, {**settings, "thinking": None})):
+            what = f"its chat template has no thinking switch: thinking: {str(value).lower()} changes nothing"
+            raise HoldfastError(what, tokenizer.name_or_path, "remove thinking from the model")
+    return _rendered(tokenizer, texts, settings)
+
+
+def thought_delimiters(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any]) -> Thought | None:
+    """The thoughts of a chat template under these ``settings``; None when it knows none.
+
+    Found in what it writes after an instruction with thinking on and off, so no list of families is needed. A template
+    without that switch knows thoughts when it writes or strips ``</think>``: its model thinks of its own accord.
+    """
+    now, on, off = (
+        _rendered(tokenizer, PROBES[:1], {**settings, "thinking": t})[0]
+        for t in (settings.get("thinking"), True, False)
+    )
+    if on != off and (written := THOUGHT_LEFT_OUT.search(off)):
+        whole, opening, closing = written[0], written[1], written[3]
+    elif "</think>" in str(tokenizer.chat_template):
+        whole, opening, closing = EMPTY_THOUGHT, "<think>", "</think>"
+    else:
+        return None
+    begun = re.search(rf"{re.escape(opening)}\s*$", now)
+    rest = whole.removeprefix(begun[0]).removeprefix(opening) if begun else whole
+    if (on != off and now == off) or re.search(rf"{re.escape(closing)}\s*$", now):
+        rest = ""
+    return Thought(opening, closing, bool(begun), rest)
+
+
+def answer_opening(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any]) -> str:
+    """What stands between the prompt and the answer's first token: an empty thought where one would come, else nothing.
+
+    A refusal is decided where the answer begins; after the prompt of a thinking model a thought begins.
+    """
+    thought = thought_delimiters(tokenizer, settings)
+    return thought.left_out if thought else ""
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], settings: Mapping[str, Any]
+) -> list[str]:
     if not tokenizer.chat_template:
         raise HoldfastError(
             "has no chat template",

@@ -19,6 +19,7 @@ from holdfast.evaluation.generation import complete
 from holdfast.evaluation.judges import substring_judge
 from holdfast.files import atomic_file, atomic_folder, read_json, write_json
 from holdfast.prompts.sources import read_records
+from holdfast.prompts.templates import answer_opening
 from holdfast.provenance import Recorder
 from holdfast.refusal.activations import load_activations
 from holdfast.refusal.scores import RefusalScore, learn_openings
@@ -66,6 +67,7 @@ def check_scores(
         texts,
         settings,
         max_new_tokens=ANSWER_TOKENS,
+        suffix=answer_opening(tokenizer, settings),
         progress="refusals to check the score against",
     )
     refused = [judge.refused(c.text, c.finish_reason) for c in done]
@@ -151,6 +153,7 @@ def find_direction(
     means, used = train_means(activations, activations_dir, score, model, recipe["filter_train"])
 
     positions = candidate_list(recipe["positions"], where["positions"], "direction.positions")
+    opening = answer_opening(tokenizer, chosen_settings)
     layers = candidate_list(recipe["layers"], list(range(n_layers)), "direction.layers")
     differences = means["harmful"] - means["harmless"]
     affine = recipe["ablation"] == "affine"
@@ -177,6 +180,9 @@ def find_direction(
         "reason": "" if usable else "every candidate was filtered out; this one is the best of the failing",
         "score": kind,
         "ablation": recipe["ablation"],
+        "thinking": chosen_settings["thinking"],
+        "answer_position": "after an empty thought" if opening else "after the prompt",
+        "answer_opening": opening,
         "norm": raw.norm().item(),
         "baseline": {"harmful": base_harmful.mean().item(), "harmless": base_harmless.mean().item()},
         "chosen": {k: none_if_nan(picked[k]) for k in ("bypass", "induce", "kl")},

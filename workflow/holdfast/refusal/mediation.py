@@ -9,6 +9,7 @@ from holdfast.evaluation.generation import complete, generation_record
 from holdfast.evaluation.judges import substring_judge, verdict
 from holdfast.files import atomic_folder, write_jsonl
 from holdfast.prompts.sources import read_records
+from holdfast.prompts.templates import answer_opening
 from holdfast.provenance import Recorder
 from holdfast.refusal.direction import load_direction
 from holdfast.refusal.interventions import ablated, added, random_unit
@@ -27,7 +28,8 @@ def mediate(
 
     Ablation is tried on harmful prompts (refusal should stop), addition on harmless ones (it should appear), each
     with the model's own direction, the dense model's where it is given (of a compressed model: does it transfer?),
-    and random ones of the same norm. Affine ablation always puts back this model's own harmless mean.
+    and random ones of the same norm. Affine ablation always puts back this model's own harmless mean. Answers of a
+    thinking model begin after an empty thought, as its refusal score is read.
 
     ``recipe``: prompts (of each kind), max_new_tokens, random_seeds (how many random directions), seed, ablation,
     judge.
@@ -74,6 +76,7 @@ def mediate(
                 chosen,
                 max_new_tokens=recipe["max_new_tokens"],
                 batch_size=recipe.get("batch_size", "auto"),
+                suffix=answer_opening(tokenizer, chosen),
                 progress=f"{name} on {kind} prompts",
             )
         for prompt, answer in zip(prompts[kind], done, strict=True):

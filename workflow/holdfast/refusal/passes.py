@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast.architectures import decoder_layers
 from holdfast.errors import HoldfastError
-from holdfast.prompts.templates import by_length, render
+from holdfast.prompts.templates import answer_opening, by_length, render
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,10 @@ class Node:
 
 
 class Prompts:
-    """Instructions as the model is shown them, each followed by the same tree of ``nodes`` (none: the prompt alone)."""
+    """Instructions as the model is shown them, each followed by the same tree of ``nodes`` (none: the prompt alone).
+
+    Shown up to where the answer begins (``templates.answer_opening``).
+    """
 
     def __init__(
         self,
@@ -39,7 +42,8 @@ class Prompts:
         texts: Sequence[str],
         nodes: Sequence[Node] = (),
     ) -> None:
-        rendered = render(tokenizer, texts, settings)
+        opening = answer_opening(tokenizer, settings)
+        rendered = [text + opening for text in render(tokenizer, texts, settings)]
         self.ids: list[list[int]] = tokenizer(rendered, add_special_tokens=False)["input_ids"]
         self.nodes = list(nodes)
         self.pad = int(tokenizer.pad_token_id)
