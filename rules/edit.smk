@@ -9,6 +9,7 @@ rule edit:
         own_direction="<results>/{model}/{compression}/direction",
         harmful="<results>/prompts/harmful_validation.jsonl",
         harmless="<results>/prompts/harmless_validation.jsonl",
+        harmful_train="<results>/prompts/harmful_train.jsonl",
         harmless_train="<results>/prompts/harmless_train.jsonl",
         disjoint=ancient("<results>/prompts/disjoint.json"),
         matched=matched("edit", "edit.json"),
@@ -38,5 +39,6 @@ rule edit:
     shell:
         "holdfast edit {params.model} {params.folder} --dense {params.dense} --direction {input.direction}"
         " --own-direction {input.own_direction} --harmful {input.harmful}"
-        " --harmless {input.harmless} --harmless-train {input.harmless_train}"
+        " --harmless {input.harmless} --harmful-train {input.harmful_train}"
+        " --harmless-train {input.harmless_train}"
         " --recipe {params.recipe:q} {params.matched_to} > {log} 2>&1"

@@ -8,7 +8,7 @@ from holdfast.architectures import attention, decoder_layers, writer
 from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.files import write_jsonl
 from holdfast.refusal.interventions import component, random_unit
-from tiny import tiny_llama
+from tiny import TEXTS, tiny_llama
 
 SETTINGS: dict[str, Any] = {"thinking": None, "system_prompt": None}
 WORDS = [
@@ -16,6 +16,7 @@ WORDS = [
     *("fox", "village", "sky", "list", "oven", "children", "home", "poem"),
 ]
 MARKER = "!"
+REFUSAL = "Sorry"
 PLANTED_LAYER = 2
 
 
@@ -30,13 +31,16 @@ def prompts(kind: str, count: int, start: int = 0) -> list[str]:
     return found
 
 
-def planted_llama(folder: Path) -> tuple[Path, torch.Tensor]:
+def planted_llama(folder: Path, word: str = "I", strength: float = 3.0) -> tuple[Path, torch.Tensor]:
     """A tiny Llama with a refusal direction r planted by hand, and r.
 
+    ``word`` opens its refusals. With REFUSAL, and a strength above the marker's, its greedy answers to harmful prompts
+    are refusals, to the judge study-l-31.
+
     The marker token's embedding carries r; attention of one block moves it to later positions and amplifies it;
-    the tokens that refusals open with read it. Nothing else writes along r.
+    the token that refusals open with reads it. Nothing else writes along r.
     """
-    tiny_llama(folder, layers=6)
+    tiny_llama(folder, layers=6, texts=TEXTS if word == "I" else (*TEXTS, word))
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     r = random_unit(torch.zeros(model.config.hidden_size), 11)
     with torch.no_grad():
@@ -52,8 +56,8 @@ def planted_llama(folder: Path) -> tuple[Path, torch.Tensor]:
         block = attention(decoder_layers(model)[PLANTED_LAYER - 1])
         block.v_proj.weight[0] = 4 * r  # the first value channel reads r
         block.o_proj.weight[:, 0] = 12 * r  # and the first query head that uses it writes it
-        refusing = tokenizer("I", add_special_tokens=False)["input_ids"][0]
-        embedding[refusing] += 3 * r
+        refusing = tokenizer(word, add_special_tokens=False)["input_ids"][0]
+        embedding[refusing] += strength * r
     model.save_pretrained(folder)
     return folder, r
 

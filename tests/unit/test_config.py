@@ -94,12 +94,20 @@ def test_recipes_hold_exactly_what_a_stage_depends_on(load: Callable, study: Stu
 
 def test_an_edit_holds_a_search_only_for_what_it_searches(study: Study) -> None:
     searched = study.recipe("edit", method="aird")
-    assert searched["search"] == {"layers": "all", "alphas": [2, 4, 8], "max_kl": 0.1}
-    assert (searched["layer"], searched["alpha"]) == ("search", "search")
+    assert searched["search"] == {
+        **{
+            "variants": ["amplify", "restore", "realign", "centred", "null-space"],
+            "layers": "all",
+            "alphas": [2, 4, 8],
+        },
+        **{"max_kl": 0.1, "max_over_refusal": 0.05},
+    }
+    assert [searched[key] for key in ("variant", "layer", "alpha")] == ["search"] * 3
+    assert searched["judge"] == "arditi-12"
     assert "seed" not in searched
     fixed = study.recipe("edit", method="amplify")
     assert (fixed["layer"], fixed["alpha"]) == (3, 2)
-    assert "search" not in fixed
+    assert not {"search", "judge"} & set(fixed)
     control = study.recipe("edit", method="random-edit")
     matched = {"edit": "aird", "direction": "random", "matched_to": "aird", "seed": 7}
     assert control == {**matched, "version": STAGE_VERSIONS["edit"]}
@@ -110,7 +118,7 @@ def test_a_variant_without_strength_searches_none(load: Callable) -> None:
         "edit", method="back"
     )
     assert "alpha" not in recipe
-    assert recipe["search"] == {"layers": "all", "max_kl": 0.1}
+    assert recipe["search"] == {"layers": "all", "max_kl": 0.1, "max_over_refusal": 0.05}
 
 
 def test_rivals_of_the_edit_have_recipes_of_their_own(load: Callable) -> None:

@@ -185,6 +185,7 @@ def edit(
     own_direction: Annotated[Path, typer.Option(help="The compressed model's own direction folder.")],
     harmful: Prompts,
     harmless: Prompts,
+    harmful_train: Prompts,
     harmless_train: Prompts,
     recipe: Recipe,
     matched_to: Annotated[
@@ -203,6 +204,7 @@ def edit(
         own_direction_dir=own_direction,
         harmful=harmful,
         harmless=harmless,
+        harmful_train=harmful_train,
         harmless_train=harmless_train,
         recipe=checked("edit", recipe),
         matched_to=matched_to,

@@ -14,7 +14,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "direction": 3,
     "compare": 2,
     "mediate": 2,
-    "edit": 2,
+    "edit": 3,
     "instruct": 1,
     "steer": 1,
     "recalibrate": 1,

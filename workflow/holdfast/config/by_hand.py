@@ -72,7 +72,8 @@ class MediateRecipe(Mediation, Versioned):
 
 class EditRecipe(Aird, Versioned):
     edit: Literal["aird"] = Field(default="aird", description="the kind of edit")
-    search: Search = Field(default=Search(), description="candidates and bound of a search")
+    search: Search = Field(default=Search(), description="candidates and bounds of a search")
+    judge: str = Field(default="arditi-12", description="refusal judge that verifies what a search found")
 
 
 class InstructRecipe(SystemPrompt, Versioned):

@@ -82,7 +82,7 @@ class Aird(Section):
         description="the method whose finished edit gives a random one its variant, matrices, layer, alpha",
     )
     variant: Literal[Variant, "search"] = Field(
-        default="centred",
+        default="search",
         description="formula of the edit, see docs/methods.md; search chooses on the validation prompts",
     )
     matrices: Annotated[list[Literal["o_proj", "down_proj"]], AfterValidator(distinct)] = Field(
@@ -96,6 +96,9 @@ class Aird(Section):
         Annotated[Annotated[float, Field(ge=0)] | Literal["search"], either("search or a number, 0 or more")]
         | None
     ) = Field(default=None, description="strength of the edit, a number or search (the default)")
+    keep_sparsity: bool = Field(
+        default=False, description="change only weights that are not zero, so that a pruned model stays so"
+    )
     requantize: bool = Field(
         default=False,
         description="store the edited matrices of a quantized checkpoint quantized again instead of dense",
@@ -108,7 +111,7 @@ class Aird(Section):
             raise BadValueError("only a random direction has it", "add direction: random, or remove this key")
         return value
 
-    @field_validator("variant", "matrices", "layer", "alpha", "requantize")
+    @field_validator("variant", "matrices", "layer", "alpha", "keep_sparsity", "requantize")
     @classmethod
     def not_matched(cls, value: Any, info: ValidationInfo) -> Any:
         if target := info.data.get("matched_to"):

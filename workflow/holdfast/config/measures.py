@@ -119,7 +119,7 @@ class Search(Section):
     """Candidates of methods with ``variant: search``, ``layer: search`` or ``alpha: search``."""
 
     variants: Annotated[list[Variant], AfterValidator(distinct)] = Field(
-        default=["amplify", "centred", "null-space"],
+        default=["amplify", "restore", "realign", "centred", "null-space"],
         min_length=1,
         validate_default=True,
         description="variants to try",
@@ -135,6 +135,12 @@ class Search(Section):
         description="multiples of the mean difference to try when steering",
     )
     max_kl: float = Field(default=0.1, gt=0, description="largest KL divergence on harmless prompts, nats")
+    max_over_refusal: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="largest rise in refused harmless validation prompts, a share; above 0 one prompt is allowed",
+    )
 
 
 class Generate(Section):

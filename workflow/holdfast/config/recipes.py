@@ -121,7 +121,8 @@ def edit(study: "Study", name: str) -> Recipe:
         if keys.get(key) == "search"
     }
     if searched:
-        keys["search"] = searched | {"max_kl": study.search.max_kl}
+        keys["search"] = searched | study.search.model_dump(include={"max_kl", "max_over_refusal"})
+        keys["judge"] = study.evaluate.judges[0]
     return keys
 
 

@@ -4,10 +4,12 @@
 respect to the original model's refusal direction, one layer is touched, attack success falls); its exact
 formula was not at hand. The variants below are Holdfast's.
 
-Every variant is W' = W + left ⊗ right, with W of shape [d_model, d_in].
+Every variant is W' = W + left ⊗ right, with W of shape [d_model, d_in]; with ``keep_sparsity`` the nearest change to
+that on the weights that are not zero (:mod:`holdfast.refusal.kept_sparsity`).
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +21,16 @@ SCALED = ("amplify", "centred", "null-space")  # variants that have an α
 PRINCIPAL = 16  # harmless input directions left alone by `null-space`
 
 
+class Update(Protocol):
+    """A change of a matrix, linear in its strength."""
+
+    def scaled(self, alpha: float) -> "Update":
+        """The edit at strength α, of a variant that has one."""
+
+    def applied(self, weight: Tensor) -> Tensor:
+        """The weight [d_model, d_in] with the change made, in its own dtype, on its own device."""
+
+
 @dataclass(frozen=True)
 class RankOne:
     """W' = W + left ⊗ right: left [d_model], right [d_in], float64."""
@@ -27,7 +39,6 @@ class RankOne:
     right: Tensor
 
     def scaled(self, alpha: float) -> "RankOne":
-        """The edit at strength α, of a variant that has one."""
         return RankOne(self.left, alpha * self.right)
 
     def applied(self, weight: Tensor) -> Tensor:

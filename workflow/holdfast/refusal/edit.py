@@ -14,7 +14,8 @@ from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
 from holdfast.refusal.direction import load_direction, load_score
 from holdfast.refusal.edit_candidates import Candidate, candidates, original
-from holdfast.refusal.edit_search import EditSearch
+from holdfast.refusal.edit_choice import Verifier, choose_edit
+from holdfast.refusal.edit_search import EditSearch, Ranking
 from holdfast.refusal.interventions import random_unit
 from holdfast.weight_statistics import weight_statistics
 
@@ -28,6 +29,7 @@ def edit_checkpoint(
     own_direction_dir: Path,
     harmful: Path,
     harmless: Path,
+    harmful_train: Path,
     harmless_train: Path,
     recipe: Mapping[str, Any],
     matched_to: Path | None = None,
@@ -35,8 +37,9 @@ def edit_checkpoint(
     """Write the edited copy of a compressed checkpoint, with ``edit.json``.
 
     ``recipe``: variant (a name or ``search``), matrices, layer (``source``, number, list or ``search``), alpha (number
-    or ``search``), direction (``dense`` or ``random`` with seed), search {variants, layers, alphas, max_kl}; a matched
-    control takes variant, matrices, layer and alpha from ``matched_to`` (another edit's ``edit.json``).
+    or ``search``), keep_sparsity, direction (``dense`` or ``random`` with seed), search {variants, layers, alphas,
+    max_kl, max_over_refusal} and the judge that verifies its winner; a matched control takes variant, matrices, layer,
+    alpha and keep_sparsity from ``matched_to`` (another edit's ``edit.json``).
     Searching uses validation prompts only, with the compressed model's own refusal score.
     """
     recorder = Recorder("edit", dict(recipe))
@@ -53,7 +56,12 @@ def edit_checkpoint(
     r = random_unit(found.unit, recipe["seed"]) if recipe.get("direction") == "random" else found.unit
     texts = {
         name: [p["text"] for p in read_records(path)]
-        for name, path in (("harmful", harmful), ("harmless", harmless), ("train", harmless_train))
+        for name, path in (
+            ("harmful", harmful),
+            ("harmless", harmless),
+            ("harmful_train", harmful_train),
+            ("harmless_train", harmless_train),
+        )
     }
     tried = candidates(
         model,
@@ -65,16 +73,31 @@ def edit_checkpoint(
         own_direction=own.unit,
         folder=model_dir,
         dense=dense,
-        harmless_train=texts["train"],
+        harmful_train=texts["harmful_train"],
+        harmless_train=texts["harmless_train"],
     )
-    trace: list[dict[str, Any]] = []
+    searched: dict[str, Any] = {
+        "left_out": [],
+        "leaderboard": [],
+        "reason": "",
+        "validation": None,
+        "trace": [],
+    }
     winner = tried[0] if tried else None
-    if "search" in (plan["variant"], plan["layer"], plan.get("alpha")):
-        score, max_kl = load_score(own.about, tokenizer, chosen), plan["search"]["max_kl"]
+    if tried and "search" in (plan["variant"], plan["layer"], plan.get("alpha")):
+        score, bounds = load_score(own.about, tokenizer, chosen), plan["search"]
         starts = [min(candidate.layers) for candidate in tried]
-        search = EditSearch(model, score, texts["harmful"], texts["harmless"], starts, model_dir, max_kl)
-        best, trace = search.run(tried)
-        winner = None if best is None else tried[best]
+        prompts = texts["harmful"], texts["harmless"]
+        search = EditSearch(model, score, *prompts, starts, model_dir, bounds["max_kl"])
+        ranking = Ranking(search, tried)
+        verifier = Verifier(
+            model, tokenizer, chosen, *prompts, model_dir, plan["judge"], bounds["max_over_refusal"]
+        )
+        winner, found_out = choose_edit(ranking, verifier)
+        searched |= found_out | {"trace": ranking.trace()}
+        if plan["variant"] == "search":
+            named = {candidate.variant for candidate in tried}
+            searched["left_out"] = [name for name in bounds["variants"] if name not in named]
     made = winner or Candidate(None, [], 0.0, {})
     weights = {}
     for (layer, kind), edit in made.edits.items():
@@ -86,15 +109,16 @@ def edit_checkpoint(
         "layers": made.layers,
         "alpha": made.alpha,
         "matrices": list(plan["matrices"]),
+        "keep_sparsity": plan["keep_sparsity"],
         "requantize": plan["requantize"],
-        "trace": trace,
+        **searched,
     }
     with atomic_folder(out) as folder:
         edited_copy(model_dir, folder, weights, requantize=plan["requantize"])
         write_json(folder / "edit.json", about)
         recorder.write(
             folder / "provenance.json",
-            [model_dir, direction_dir, own_direction_dir, harmful, harmless, harmless_train],
+            [model_dir, direction_dir, own_direction_dir, harmful, harmless, harmful_train, harmless_train],
             edit={k: v for k, v in about.items() if k != "trace"},
             **weight_statistics(folder, source=model_dir),
         )
@@ -109,5 +133,6 @@ def matched_plan(path: Path) -> dict[str, Any]:
         "matrices": target["matrices"],
         "layer": target["layers"],
         "alpha": target["alpha"],
+        "keep_sparsity": target["keep_sparsity"],
         "requantize": target["requantize"],
     }

@@ -1,4 +1,4 @@
-"""The edits to choose among: which variants, layers and strengths a recipe names, each as rank-one changes."""
+"""The edits to choose among: which variants, layers and strengths a recipe names, each as changes of matrices."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from holdfast.architectures import Writer, decoder_layers, module_name, writer
@@ -16,9 +17,12 @@ from holdfast.errors import HoldfastError
 from holdfast.files import read_json
 from holdfast.model_folders import DTYPES, read_config
 from holdfast.prompts.templates import by_length, encode, forward_inputs, post_instruction_tokens
-from holdfast.refusal.aird import SCALED, RankOne, rank_one
+from holdfast.refusal.aird import SCALED, Update, rank_one
+from holdfast.refusal.kept_sparsity import kept
 
-Edits = Mapping[tuple[int, Writer], RankOne]
+Edits = Mapping[tuple[int, Writer], Update]
+
+SAMPLES = 512  # inputs of a matrix that ``keep_sparsity`` reads, half of them of harmful prompts
 
 
 @dataclass(frozen=True)
@@ -42,65 +46,85 @@ def candidates(
     own_direction: Tensor,
     folder: Path,
     dense: Path,
+    harmful_train: Sequence[str],
     harmless_train: Sequence[str],
 ) -> list[Candidate]:
     """Every edit that a recipe names; those of strength 0 are none and left out.
 
     Args:
         chosen: the checkpoint's settings (``model_folders.settings``).
-        plan: ``variant``, ``matrices``, ``layer``, ``alpha``, and ``search`` where one of them is searched.
+        plan: ``variant``, ``matrices``, ``layer``, ``alpha``, ``keep_sparsity``, and ``search`` where one is searched.
         direction: r̂ [d_model]; source: the layer it was found at.
         own_direction: the compressed model's own, for ``realign``.
         folder: the checkpoint that ``model`` was loaded from; dense: the dense model's, for ``restore``.
+        harmful_train: with ``harmless_train`` for ``keep_sparsity``.
         harmless_train: for ``centred`` and ``null-space``.
 
     Raises:
-        HoldfastError: a layer that does not exist; ``restore`` on an AWQ checkpoint.
+        HoldfastError: a layer that does not exist; ``restore``, asked for by name, on an AWQ checkpoint.
     """
     groups = layer_groups(plan, source, len(decoder_layers(model)))
-    names = variants(plan)
-    if "restore" in names:
-        _refuse_rescaled(folder)
+    names = possible_variants(plan, folder)
     keys = sorted({(layer, name) for group in groups for layer in group for name in plan["matrices"]})
-    inputs: dict[tuple[int, Writer], Tensor] = {}
+    harmless: dict[tuple[int, Writer], Tensor] = {}
     if {"centred", "null-space"} & set(names):
-        inputs = matrix_inputs(model, tokenizer, harmless_train, chosen, keys)
+        harmless = matrix_inputs(model, tokenizer, harmless_train, chosen, keys)
+    both: dict[tuple[int, Writer], Tensor] = {}
+    if plan["keep_sparsity"]:
+        each = max(1, SAMPLES // 2 // len(post_instruction_tokens(tokenizer, chosen)))
+        both = matrix_inputs(model, tokenizer, [*harmful_train[:each], *harmless_train[:each]], chosen, keys)
 
-    def at_strength_one(variant: str, key: tuple[int, Writer]) -> RankOne:
+    made: dict[str, dict[tuple[int, Writer], Update]] = {variant: {} for variant in names}
+    for key in tqdm(keys, desc="edits at α = 1", unit="matrix", mininterval=2):
         linear = writer(decoder_layers(model)[key[0]], key[1])
-        restored = None
-        if variant == "restore":
-            restored = read_weight(dense, f"{module_name(model, linear)}.weight")
-        return rank_one(
-            variant,
-            original(model, linear, folder),
-            direction,
-            dense_weight=restored,
-            own_direction=own_direction,
-            harmless_inputs=inputs.get(key),
+        weight = original(model, linear, folder)
+        dense_weight = (
+            read_weight(dense, f"{module_name(model, linear)}.weight") if "restore" in names else None
         )
-
+        whole = [
+            rank_one(
+                variant,
+                weight,
+                direction,
+                dense_weight=dense_weight,
+                own_direction=own_direction,
+                harmless_inputs=harmless.get(key),
+            )
+            for variant in names
+        ]
+        updates: Sequence[Update] = kept(weight, whole, both[key]) if plan["keep_sparsity"] else whole
+        for variant, update in zip(names, updates, strict=True):
+            made[variant][key] = update
     found = []
     for variant in names:
-        made = {key: at_strength_one(variant, key) for key in keys}
         for group in groups:
-            of_group = {key: edit for key, edit in made.items() if key[0] in group}
+            of_group = {key: update for key, update in made[variant].items() if key[0] in group}
             for alpha in alpha_values(plan, variant):
                 scaled = {k: edit if alpha is None else edit.scaled(alpha) for k, edit in of_group.items()}
                 found.append(Candidate(variant, group, alpha, scaled))
     return [candidate for candidate in found if candidate.alpha != 0]
 
 
-def _refuse_rescaled(folder: Path) -> None:
+def possible_variants(plan: Mapping[str, Any], folder: Path) -> list[str]:
+    """The variants to try: the one named, or of those searched all that the checkpoint allows."""
+    names = list(plan["search"]["variants"]) if plan["variant"] == "search" else [plan["variant"]]
+    if "restore" in names and rescaled(folder):
+        # In a search it is one of several, and the others may do.
+        if names == ["restore"]:
+            what = "AWQ has rescaled what the edited matrices read, so the dense weights do not fit in"
+            raise HoldfastError(what, f"variant restore on {folder}", "use another variant")
+        names.remove("restore")
+    return names
+
+
+def rescaled(folder: Path) -> bool:
     """AWQ scales what o_proj and down_proj read, and their columns the other way: no peers of the dense ones."""
     quantization = read_config(folder).get("quantization_config") or {}
     record = read_json(folder / "provenance.json") if (folder / "provenance.json").is_file() else {}
     recipe = record.get("recipe") if isinstance(record, dict) else None
-    if quantization.get("quant_method") == "awq" or (
+    return quantization.get("quant_method") == "awq" or (
         isinstance(recipe, dict) and recipe.get("quantize") == "awq"
-    ):
-        what = "AWQ has rescaled what the edited matrices read, so the dense weights do not fit in"
-        raise HoldfastError(what, f"variant restore on {folder}", "use another variant")
+    )
 
 
 def matrix_inputs(
@@ -153,10 +177,6 @@ def layer_groups(plan: Mapping[str, Any], source: int, n_layers: int) -> list[li
             f"layer {wrong[0]} does not exist", "edit", f"the model has layers 0 … {n_layers - 1}"
         )
     return groups
-
-
-def variants(plan: Mapping[str, Any]) -> list[str]:
-    return list(plan["search"]["variants"]) if plan["variant"] == "search" else [plan["variant"]]
 
 
 def alpha_values(plan: Mapping[str, Any], variant: str) -> list[float | None]:

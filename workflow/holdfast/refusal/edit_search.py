@@ -1,11 +1,11 @@
-"""Which edit to make: the search among candidates on validation prompts, best first.
+"""Which edit to make: the search among candidates on validation prompts, best first in each variant.
 
 An edit of some layer leaves the blocks below it as they are, so every pass starts at that layer, from block inputs
-kept of the unedited model. All candidates are measured on a few prompts; then only the one with the largest gain so
-far goes on, until the leader has been measured on all. A candidate whose KL divergence on some prompts already exceeds
-the bound for all of them is out: KL is never negative. So the winner keeps the bound and beats every other candidate
-measured in full; one that was overtaken early, on part of the prompts, might have recovered: its row in the trace says
-how many it saw.
+kept of the unedited model. All candidates are measured on a few prompts; then, of each variant, only the one with the
+largest gain so far goes on, until the variant's leader has been measured on all. A candidate whose KL divergence on
+some prompts already exceeds the bound for all of them is out: KL is never negative. So every variant's leader keeps
+the bound and beats every other candidate of it that was measured in full; one that was overtaken early, on part of the
+prompts, might have recovered: its row in the trace says how many it saw.
 """
 
 import contextlib
@@ -110,69 +110,94 @@ class EditSearch:
                 return kl, torch.zeros(0)
             return kl, torch.cat(halving(scores, self._rows(self.harmful, step)))
 
-    def run(self, candidates: Sequence[Candidate]) -> tuple[int | None, list[dict[str, Any]]]:
-        """The number of the winner, None when none keeps the bound and raises the score, and the trace.
 
-        The trace has a row for the unedited model, then one a candidate: variant, layers, alpha, refusal_score and kl
-        (means over the prompts it saw; refusal_score None where it was over the bound), and how many it saw.
-        """
-        kls: list[list[float]] = [[] for _ in candidates]
-        scores: list[list[float]] = [[] for _ in candidates]
-        done = [0] * len(candidates)
-        baseline = [value for step in self.baseline for value in step.tolist()]
-        progress = tqdm(
-            total=len(candidates) + self.steps - 1, desc="edit search", unit="step", mininterval=2
+class Ranking:
+    """Candidates by their gain in refusal score over the unedited model, of each variant apart, and what was measured.
+
+    Making one measures every candidate on the first prompts; :meth:`leader` measures only what decides the lead.
+    """
+
+    def __init__(self, search: EditSearch, candidates: Sequence[Candidate]) -> None:
+        self.search, self.candidates = search, candidates
+        self.baseline = [value for step in search.baseline for value in step.tolist()]
+        self.kls: list[list[float]] = [[] for _ in candidates]
+        self.scores: list[list[float]] = [[] for _ in candidates]
+        self.done = [0] * len(candidates)
+        self.progress = tqdm(
+            total=len(candidates) + search.steps - 1, desc="edit search", unit="step", mininterval=2
+        )
+        self.inside = {number for number in range(len(candidates)) if self._advance(number)}
+        self.heaps: dict[str, list[tuple[float, int]]] = {}
+        for number in sorted(self.inside):
+            self.heaps.setdefault(str(candidates[number].variant), []).append((-self.gain(number), number))
+        for heap in self.heaps.values():
+            heapq.heapify(heap)
+
+    def _advance(self, number: int) -> bool:
+        """Measure a candidate on the next prompts; whether it is still in."""
+        kl, refusal = self.search.measure(self.candidates[number], self.done[number])
+        self.kls[number] += kl.tolist()
+        self.scores[number] += refusal.tolist()
+        self.done[number] += 1
+        self.progress.update()
+        return len(refusal) > 0 and sum(self.kls[number]) <= self.search.max_kl * len(self.search.harmless)
+
+    def gain(self, number: int) -> float:
+        """Mean refusal score less the unedited model's, over the harmful prompts that the candidate has seen."""
+        seen = len(self.scores[number])
+        return (sum(self.scores[number]) - sum(self.baseline[:seen])) / seen
+
+    def leader(self, variant: str) -> int | None:
+        """The number of a variant's best candidate, measured on all prompts; None when none keeps the bound."""
+        heap = self.heaps.get(variant, [])
+        while heap:
+            number = heap[0][1]
+            if self.done[number] == self.search.steps:
+                return number
+            heapq.heappop(heap)
+            if self._advance(number):
+                heapq.heappush(heap, (-self.gain(number), number))
+            else:
+                self.inside.remove(number)
+        return None
+
+    def leaders(self) -> list[int]:
+        """Every variant's leader, the largest gain first."""
+        found = [self.leader(variant) for variant in self.heaps]
+        self.progress.close()
+        return sorted(
+            (number for number in found if number is not None), key=lambda number: -self.gain(number)
         )
 
-        def advance(number: int) -> bool:
-            """Whether the candidate is still in."""
-            kl, refusal = self.measure(candidates[number], done[number])
-            kls[number] += kl.tolist()
-            scores[number] += refusal.tolist()
-            done[number] += 1
-            progress.update()
-            return len(refusal) > 0 and sum(kls[number]) <= self.max_kl * len(self.harmless)
+    def withdraw(self, numbers: Sequence[int]) -> None:
+        """Take candidates out of the race; what was measured of them stays."""
+        for variant, heap in self.heaps.items():
+            self.heaps[variant] = [entry for entry in heap if entry[1] not in numbers]
+            heapq.heapify(self.heaps[variant])
 
-        def gain(number: int) -> float:
-            seen = len(scores[number])
-            return (sum(scores[number]) - sum(baseline[:seen])) / seen
+    def row(self, number: int) -> dict[str, Any]:
+        """variant, layers, alpha; refusal_score and kl, means over the prompts seen (refusal_score None where the
+        candidate was over the bound); prompts, how many of each kind it saw."""
+        candidate = self.candidates[number]
+        return {
+            "variant": candidate.variant,
+            "layers": candidate.layers,
+            "alpha": candidate.alpha,
+            "refusal_score": mean(self.scores[number]) if number in self.inside else None,
+            "kl": mean(self.kls[number]),
+            "prompts": len(self.kls[number]),
+        }
 
-        inside = [number for number in range(len(candidates)) if advance(number)]
-        heap = [(-gain(number), number) for number in inside]
-        heapq.heapify(heap)
-        best = None
-        while heap:
-            number = heapq.heappop(heap)[1]
-            if done[number] == self.steps:
-                best = number if gain(number) > 0 else None
-                break
-            if advance(number):
-                heapq.heappush(heap, (-gain(number), number))
-            else:
-                inside.remove(number)
-        progress.close()
-        trace: list[dict[str, Any]] = [
-            {
-                "variant": None,
-                "layers": [],
-                "alpha": 0.0,
-                "refusal_score": sum(baseline) / len(baseline),
-                "kl": 0.0,
-                "prompts": len(baseline),
-            }
-        ]
-        for number, candidate in enumerate(candidates):
-            trace.append(
-                {
-                    "variant": candidate.variant,
-                    "layers": candidate.layers,
-                    "alpha": candidate.alpha,
-                    "refusal_score": mean(scores[number]) if number in inside else None,
-                    "kl": mean(kls[number]),
-                    "prompts": len(kls[number]),
-                }
-            )
-        return best, trace
+    def trace(self) -> list[dict[str, Any]]:
+        """A row for the unedited model, then one a candidate."""
+        unedited: dict[str, Any] = {
+            "variant": None,
+            "layers": [],
+            "alpha": 0.0,
+            "refusal_score": mean(self.baseline),
+        }
+        rows = [self.row(number) for number in range(len(self.candidates))]
+        return [unedited | {"kl": 0.0, "prompts": len(self.baseline)}, *rows]
 
 
 def mean(values: Sequence[float]) -> float:

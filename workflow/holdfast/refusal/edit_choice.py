@@ -1,0 +1,133 @@
+"""The edit that is made: the best of a search whose real answers on the validation prompts bear its score out.
+
+The score reads the first tokens only and KL averages over prompts, so the winner is verified: with greedy answers it
+must refuse more harmful validation prompts than the unedited model, and not too many more harmless ones. One that
+does not gives way to the next best.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from holdfast.evaluation.generation import complete
+from holdfast.evaluation.judges import substring_judge
+from holdfast.refusal.direction import ANSWER_TOKENS
+from holdfast.refusal.edit_candidates import Candidate
+from holdfast.refusal.edit_search import Ranking, edited
+from holdfast.statistics import wilson
+
+TRIES = 5  # edits verified with real answers before nothing is edited
+
+NO_GAIN = "refuses no more harmful prompts"
+OVER_REFUSES = "refuses too many harmless prompts"
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """Counts refusals in greedy answers of ANSWER_TOKENS tokens to the validation prompts.
+
+    ``judge``: name of a substring judge; ``max_over_refusal``: share of the harmless prompts.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    settings: Mapping[str, Any]
+    harmful: Sequence[str]
+    harmless: Sequence[str]
+    folder: Path
+    judge: str
+    max_over_refusal: float
+
+    def refused(self, edits: Any = None) -> tuple[int, int]:
+        """Harmful and harmless prompts refused by the model, edited or as it is."""
+        judge = substring_judge(self.judge)
+        with edited(self.model, edits or {}, self.folder):
+            done = complete(
+                self.model,
+                self.tokenizer,
+                [*self.harmful, *self.harmless],
+                self.settings,
+                max_new_tokens=ANSWER_TOKENS,
+                progress="answers to verify the edit",
+            )
+        found = [judge.refused(c.text, c.finish_reason) for c in done]
+        return sum(found[: len(self.harmful)]), sum(found[len(self.harmful) :])
+
+    @property
+    def allowed(self) -> int:
+        """Harmless prompts more that an edit may refuse: the bound's share, yet one where it is less than one."""
+        return max(1, int(self.max_over_refusal * len(self.harmless) + 1e-9)) if self.max_over_refusal else 0
+
+    def rejected(self, before: tuple[int, int], after: tuple[int, int]) -> str | None:
+        """Why the edit is not made, or None."""
+        if after[1] - before[1] > self.allowed:
+            return OVER_REFUSES
+        return NO_GAIN if after[0] <= before[0] else None
+
+    def rates(self, counts: tuple[int, int]) -> dict[str, Any]:
+        sizes = len(self.harmful), len(self.harmless)
+        names = ("harmful_refused", "harmless_refused")
+        return {name: wilson(k, n)._asdict() for name, k, n in zip(names, counts, sizes, strict=True)}
+
+
+def choose_edit(ranking: Ranking, verifier: Verifier) -> tuple[Candidate | None, dict[str, Any]]:
+    """The candidate to make, or None, and ``{reason, leaderboard, validation}`` for edit.json.
+
+    ``leaderboard``: the best candidate of every variant and whatever was verified after them, measured in full, best
+    first, as rows of :meth:`Ranking.row` with ``chosen`` and ``rejected`` (why it was verified and not made, or None).
+    """
+    leaders = ranking.leaders()
+    board = {number: ranking.row(number) | {"chosen": False, "rejected": None} for number in leaders}
+    before = verifier.refused()
+    tries: list[dict[str, Any]] = []
+    chosen, reason = None, ""
+    while chosen is None and not reason:
+        if before[0] == len(verifier.harmful):
+            reason = "the unedited model refuses every harmful validation prompt: nothing to gain"
+        elif not leaders or ranking.gain(leaders[0]) <= 0:
+            reason = (
+                "no other edit is left that raises the refusal score"
+                if tries
+                else "no edit keeps the bound on kl and raises the refusal score"
+            )
+        elif len(tries) == TRIES:
+            reason = f"none of the {TRIES} best edits is borne out by the answers to validation prompts"
+        else:
+            number = leaders[0]
+            after = verifier.refused(ranking.candidates[number].edits)
+            board.setdefault(number, ranking.row(number) | {"chosen": False})
+            board[number]["rejected"] = verifier.rejected(before, after)
+            about = {key: board[number][key] for key in ("variant", "layers", "alpha", "rejected")}
+            tries.append(about | verifier.rates(after))
+            if about["rejected"] is None:
+                board[number]["chosen"] = True
+                chosen = number
+            else:
+                ranking.withdraw(beaten(ranking.candidates, number, about["rejected"]))
+                leaders = ranking.leaders()
+    validation = {
+        "judge": verifier.judge,
+        "tokens": ANSWER_TOKENS,
+        "max_over_refusal": verifier.max_over_refusal,
+        "before": verifier.rates(before),
+        "tries": tries,
+    }
+    ordered = sorted(board, key=lambda number: -ranking.gain(number))
+    return (
+        None if chosen is None else ranking.candidates[chosen],
+        {"reason": reason, "leaderboard": [board[number] for number in ordered], "validation": validation},
+    )
+
+
+def beaten(candidates: Sequence[Candidate], number: int, why: str) -> list[int]:
+    """Candidates that need no verifying once this one was rejected: itself, and of the same variant and layers those
+    that are stronger still, where it over-refuses, or weaker still, where it gains nothing."""
+    it = candidates[number]
+    same = [n for n, c in enumerate(candidates) if (c.variant, c.layers) == (it.variant, it.layers)]
+    if it.alpha is None:
+        return same
+    sign = 1 if why == OVER_REFUSES else -1
+    return [n for n in same if sign * (candidates[n].alpha or 0.0) >= sign * it.alpha]
