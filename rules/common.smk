@@ -187,7 +187,7 @@ def of_checkpoints(pattern, wanted=lambda compression: True):
 
 def methods_of(stage):
     """The methods whose checkpoints one stage makes: edit, instruct, steer, recalibrate or tune."""
-    return [name for name, method in STUDY.methods.items() if method.stage == stage]
+    return [name for name, made_by in STUDY.stages().items() if made_by == stage]
 
 
 def edited(cell):

@@ -60,6 +60,18 @@ def test_mistake_is_one_line_with_exit_code_2(tmp_path: Path, arguments: list[st
 
 def test_every_stage_is_a_subcommand() -> None:
     text = holdfast("--help").stdout
-    stages = "check prompts disjoint fetch compress activations direction compare mediate edit instruct steer generate judge ability"
-    for name in [*stages.split(), "tables", "figures", "report", "show", "tune-refusal"]:
+    stages = (
+        "check prompts disjoint fetch compress activations direction compare mediate generate judge ability"
+    )
+    for name in [
+        *stages.split(),
+        "edit",
+        "instruct",
+        "steer",
+        "tables",
+        "figures",
+        "report",
+        "show",
+        "tune-refusal",
+    ]:
         assert name in text

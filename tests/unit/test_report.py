@@ -101,7 +101,7 @@ def test_latex_is_escaped(results: Path, tmp_path: Path) -> None:
     text = (tmp_path / "refusal.tex").read_text()
     assert r"a\_b\&c" in text
     assert r"60 \% {[}39, 78]" in text
-    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 8
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 9
 
 
 def test_markdown_cells_cannot_break_the_table(results: Path, tmp_path: Path) -> None:

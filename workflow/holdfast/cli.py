@@ -296,7 +296,8 @@ def tables(
     from holdfast.report.tables import write_tables
 
     study = load_study(config)
-    write_tables(collect(results, study.cells(), study.evaluate.judges), out, study.evaluate.judges)
+    judges = study.evaluate.judges
+    write_tables(collect(results, study.cells(), judges, study.stages()), out, judges)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """What a checkpoint's files hold: checksums, and density and bits per weight of every compressed linear."""
 
+import filecmp
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,10 +11,17 @@ from safetensors import safe_open
 from holdfast.architectures import Part, part_linears
 from holdfast.checkpoints import is_finite
 from holdfast.errors import HoldfastError
-from holdfast.files import read_json, sha256
+from holdfast.files import MARKER, read_json, sha256
 from holdfast.formats import bits_per_weight, format_of
 from holdfast.model_folders import headers, read_config, weight_files
 from holdfast.skeletons import skeleton, stored_modules
+
+RECORDS = {
+    MARKER,
+    "provenance.json",
+    "edit.json",
+    "steer.json",
+}  # what stages tell of a checkpoint, no part of it
 
 
 def weight_statistics(
@@ -22,7 +30,8 @@ def weight_statistics(
     parts: Sequence[Part] = ("language",),
     named: str | None = None,
 ) -> dict[str, Any]:
-    """``{weights, bytes, density, bits_per_weight, modules: {name: {density, bits_per_weight}}}``.
+    """``{weights, bytes, density, bits_per_weight, modules: {name: {density, bits_per_weight}}}``, and of an edited
+    copy ``added_bytes``.
 
     ``weights`` is the sha256 of every weight file. Density is the share of weights of the linears that are not
     zero; None for a checkpoint with a quantization config, whose zeros are small weights rounded down, not pruned
@@ -30,7 +39,8 @@ def weight_statistics(
 
     Args:
         source: the checkpoint that ``folder`` is an edited copy of: shards that are still the same file
-            are not read again, their figures come from its ``provenance.json``.
+            are not read again, their figures come from its ``provenance.json``. ``added_bytes`` are those of
+            files, records of stages apart, that are not the source's own.
         named: where the weights came from, to be told of in errors instead of ``folder``.
         parts: of the model, whose linears are counted; of an edited copy, those its source's record has.
 
@@ -69,7 +79,17 @@ def weight_statistics(
         about["density"] = (
             sum(about["modules"][name]["density"] * size for name, size in sizes.items()) / total
         )
-    return about
+    return about | ({"added_bytes": _added_bytes(folder, source)} if source else {})
+
+
+def _added_bytes(folder: Path, source: Path) -> int:
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name not in RECORDS]
+    own = [p for p in files if not _same_content(p, source / p.relative_to(folder))]
+    return sum(p.stat().st_size for p in own)
+
+
+def _same_content(file: Path, other: Path) -> bool:
+    return _same_file(file, other) or (other.is_file() and filecmp.cmp(file, other, shallow=False))
 
 
 def _known(source: Path) -> dict[str, Any]:

@@ -46,6 +46,10 @@ class Study(Section):
         patterns = [(p.model, p.compression, p.method) for p in self.parts or [Part()]]
         return expand(list(self.models), compressions, methods, patterns)
 
+    def stages(self) -> dict[str, str]:
+        """The stage that makes each method's checkpoint, by the method's name; as-is has none."""
+        return {name: method.stage for name, method in self.methods.items() if method.stage}
+
     def recipe(
         self,
         stage: str,

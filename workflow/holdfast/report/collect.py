@@ -4,28 +4,31 @@ The measures and their units are listed in ``MEASURES``. A file that a listed ce
 empty value: a missing cell is marked, never dropped.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from holdfast.errors import HoldfastError
-from holdfast.report.measures import ability, answers, edits, mechanism
+from holdfast.report.measures import ability, answers, mechanism, methods
 from holdfast.report.measures.reading import AS_IS, json_object
 
 Cell = tuple[str, str, str]
 COLUMNS = ["model", "compression", "method", "measure", "value", "n", "low", "high"]
-MEASURES = answers.MEASURES | ability.MEASURES | edits.MEASURES | mechanism.MEASURES
+MEASURES = answers.MEASURES | ability.MEASURES | methods.MEASURES | mechanism.MEASURES
 
 
-def collect(results: Path, cells: Iterable[Cell], judges: Sequence[str]) -> pd.DataFrame:
+def collect(
+    results: Path, cells: Iterable[Cell], judges: Sequence[str], stages: Mapping[str, str] | None = None
+) -> pd.DataFrame:
     """Read the measures of ``cells`` from ``results/STUDY``.
 
     Args:
         results: folder that holds ``MODEL/COMPRESSION/METHOD/``.
         cells: (model, compression, method), in the order the table is to have.
         judges: names of the judges; the first is the headline.
+        stages: which stage makes each method, by name (``Study.stages``); ``edit`` where none is named.
 
     Returns:
         One row per cell and measure, columns ``COLUMNS``; shares are 0..1, missing values are NaN or NA.
@@ -46,8 +49,12 @@ def collect(results: Path, cells: Iterable[Cell], judges: Sequence[str]) -> pd.D
         if method == AS_IS:
             measured |= mechanism.mechanism(results / model / compression, compression)
         else:
-            others = [k for m, c, k in listed if (m, c) == (model, compression) and k not in (method, AS_IS)]
-            measured |= edits.edit(results / model / compression, method, others, judges[0])
+            of_methods = {
+                k: (stages or {}).get(k, methods.EDIT)
+                for m, c, k in listed
+                if (m, c) == (model, compression) and k != AS_IS
+            }
+            measured |= methods.method(results / model / compression, method, of_methods, judges[0])
         for measure, rate in measured.items():
             interval = {"low": rate.low, "high": rate.high}
             row = {"model": model, "compression": compression, "method": method, "measure": measure}

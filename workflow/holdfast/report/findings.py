@@ -8,7 +8,7 @@ import math
 from holdfast.report.claims import ablation, addition
 from holdfast.report.measures.reading import AS_IS, DENSE
 from holdfast.report.numbers import Numbers
-from holdfast.report.repairs import SIGNIFICANT, Repair, repairs
+from holdfast.report.repairs import SIGNIFICANT, Repair, beside_as_is, repairs
 from holdfast.report.wording import count, names, percent, signed
 from holdfast.statistics import holm
 
@@ -114,6 +114,55 @@ def repair_findings(numbers: Numbers) -> list[str]:
             found.append(f"{label} raises ASR (Holm-corrected p < {SIGNIFICANT}) in: {', '.join(worse)}.")
         found += _side_effects(numbers, label, judged)
     return found
+
+
+def method_findings(numbers: Numbers) -> list[str]:
+    """What methods other than AIRD do to refusal, and which methods nothing else beats."""
+    p = beside_as_is(numbers)
+    found = []
+    for method in dict.fromkeys(k for _, k in p if k not in numbers.edit_methods):
+        judged = [c for c, k in p if k == method and not math.isnan(p[c, k])]
+        if not judged:
+            found.append(f"{method}: no cell has been judged yet.")
+            continue
+        moved = {c: _asr_change(numbers, c, method) for c in judged if p[c, method] < SIGNIFICANT}
+        lowered, raised = [c for c in moved if moved[c] < 0], [c for c in moved if moved[c] > 0]
+        found.append(
+            f"{method} lowers ASR in {len(lowered)} of {count(judged, 'compression')} (Holm-corrected McNemar "
+            f"p < {SIGNIFICANT} against as-is){names(lowered)}"
+            + (f"; it raises it in {', '.join(raised)}." if raised else ".")
+        )
+    best = {c: unbeaten(numbers, c) for c in numbers.compressed()}
+    told = [f"{c}: {', '.join(methods)}" for c, methods in best.items() if methods]
+    if told:
+        found.append(
+            "Methods that no other one beats in genuine refusal, over-refusal and zero-shot accuracy together (the "
+            f"rates themselves, whatever their intervals): {'; '.join(told)}."
+        )
+    return found
+
+
+def _asr_change(numbers: Numbers, compression: str, method: str) -> float:
+    before, after = (numbers.get(compression, k, "attack_success_rate").value for k in (AS_IS, method))
+    return after - before
+
+
+def unbeaten(numbers: Numbers, compression: str) -> list[str]:
+    """The methods, as-is among them and random controls not, than which none is at least as good in all three rates
+    and better in one.
+    """
+    points = {}
+    for c, k in numbers.cells:
+        if c == compression and k not in numbers.random_methods:
+            refused, over = (numbers.get(c, k, m).value for m in ("genuine_refusal", "over_refusal"))
+            points[k] = refused, -over, numbers.zero_shot(c, k).value
+    known = {k: point for k, point in points.items() if not any(map(math.isnan, point))}
+
+    def beaten(point: tuple[float, ...]) -> bool:
+        others = [other for other in known.values() if other != point]
+        return any(all(a >= b for a, b in zip(other, point, strict=True)) for other in others)
+
+    return [k for k, point in known.items() if not beaten(point)]
 
 
 def _side_effects(numbers: Numbers, label: str, rows: list[Repair]) -> list[str]:

@@ -23,19 +23,28 @@ class Numbers:
             )
             for r in rows.itertuples()
         }
-        # A method has one recipe: what one compression's edit.json says of it holds for missing cells too.
-        self.random_methods = {k for c, k in self.cells if self.get(c, k, "edit_random").value == 1}
+        self.edit_methods = {k for _, k, measure in self._rates if measure == "edit_random"}
+        # A method has one recipe: what one compression's record says of it holds for missing cells too.
+        self.random_methods = {
+            k
+            for c, k in self.cells
+            if 1 in (self.get(c, k, "edit_random").value, self.get(c, k, "steering_random").value)
+        }
 
     def get(self, compression: str, method: str, measure: str) -> Rate:
         """The measured value; NaN when it is missing or was never asked for."""
         return self._rates.get((compression, method, measure), NOTHING)
 
     def repairs(self) -> list[tuple[str, str]]:
-        """(compression, method) of every edit that is not a random control."""
-        return [(c, k) for c, k in self.cells if k != AS_IS and k not in self.random_methods]
+        """(compression, method) of every AIRD edit that is not a random control."""
+        return [(c, k) for c, k in self.cells if k in self.edit_methods - self.random_methods]
+
+    def methods(self) -> list[tuple[str, str]]:
+        """(compression, method) of everything that is done to a compressed model, controls included."""
+        return [(c, k) for c, k in self.cells if k != AS_IS]
 
     def controls(self, compression: str, method: str) -> list[str]:
-        """The random edits this edit is compared with."""
+        """The random directions that this edit or steering is compared with."""
         named = {m for c, k, m in self._rates if k == method}
         return [k for c, k in self.cells if c == compression and f"mcnemar_p[{k}]" in named]
 

@@ -48,6 +48,17 @@ def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def byte_count(count: float) -> str:
+    """``2.3 MB``, in powers of 1,000."""
+    if math.isnan(count):
+        return MISSING
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 9.95 else f"{count:.1f} {unit}"
+
+
 def bracket(measure: str) -> str:
     return measure[measure.index("[") + 1 : -1]
 

@@ -18,6 +18,7 @@ MEASURES = {
     "direction_explained": "share of the compressed direction's squared length along the dense one",
     "source_layer": "layer the direction comes from",
     "source_position": "token position it comes from, from the end",
+    "direction_seconds": "seconds that caching activations and finding the direction took together",
     "direction_usable": "1 when a candidate passed every filter, else 0",
     "direction_published_bounds": "1 when it passes KL <= 0.1 and induce >= 0, the bounds of Arditi et al.",
     "refusal_harmful[INTERVENTION]": "share of harmful prompts refused (baseline, ablate, ablate-dense, ablate-random)",
@@ -62,12 +63,19 @@ def mechanism(compression: Path, name: str) -> dict[str, Rate]:
         | {
             "source_layer": point(direction.get("layer")),
             "source_position": point(direction.get("position")),
+            "direction_seconds": point(_seconds(compression, "activations", "direction")),
             "direction_usable": point(None if usable is None else float(usable)),
             "direction_published_bounds": point(direction.get("passes_published_bounds")),
         }
         | _mediation(compression / "mediation/verdicts.jsonl", of_dense=name == DENSE)
         | {"score_auroc": point((direction.get("auroc") or {}).get(direction.get("score")))}
     )
+
+
+def _seconds(compression: Path, *stages: str) -> float | None:
+    """What these stages took together; None when one has left no record."""
+    records = [json_object(compression / stage / "provenance.json") or {} for stage in stages]
+    return sum(r["seconds"] for r in records) if all("seconds" in r for r in records) else None
 
 
 def _mediation(path: Path, *, of_dense: bool) -> dict[str, Rate]:
