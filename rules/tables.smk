@@ -31,6 +31,7 @@ rule tables:
         md="<results>/tables/refusal.md",
         tex="<results>/tables/refusal.tex",
         claims="<results>/tables/claims.csv",
+        leaderboard="<results>/tables/leaderboard.csv",
     log:
         "<logs>/tables.log",
     benchmark:

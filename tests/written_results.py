@@ -116,6 +116,47 @@ def write_edit(cell: Path, direction: str) -> None:
     write_json(cell / "checkpoint/provenance.json", {"density": 0.51, "bits_per_weight": 32})
 
 
+def write_search(cell: Path) -> None:
+    """A search whose best score was not borne out by answers, so that the next best edit was made."""
+    rate = {"n": 20, "low": 0.1, "high": 0.9}
+    best = {
+        "variant": "amplify",
+        "layers": [16],
+        "alpha": 8.0,
+        "refusal_score": 2.0,
+        "kl": 0.09,
+        "prompts": 20,
+    }
+    made = {**best, "variant": "centred", "alpha": 6.0, "refusal_score": 1.5}
+    last = {**best, "variant": "restore", "alpha": None, "refusal_score": -0.5, "kl": 0.01}
+    rejected = {**best, "chosen": False, "rejected": "refuses too many harmless prompts"}
+    edit = {
+        **{"variant": "centred", "direction": "dense", "layers": [16], "alpha": 6.0, "reason": ""},
+        "trace": [{"refusal_score": -1.0, "kl": 0.0, "prompts": 20}],
+        "leaderboard": [
+            rejected,
+            {**made, "chosen": True, "rejected": None},
+            {**last, "chosen": False, "rejected": None},
+        ],
+        "validation": {
+            "before": {"harmful_refused": {"value": 0.4, **rate}, "harmless_refused": {"value": 0.2, **rate}},
+            "tries": [
+                {
+                    **rejected,
+                    "harmful_refused": {"value": 0.9, **rate},
+                    "harmless_refused": {"value": 0.6, **rate},
+                },
+                {
+                    **{**made, "rejected": None},
+                    "harmful_refused": {"value": 0.8, **rate},
+                    "harmless_refused": {"value": 0.25, **rate},
+                },
+            ],
+        },
+    }
+    write_json(cell / "checkpoint/edit.json", edit)
+
+
 def write_results(tmp_path: Path) -> Path:
     folder = tmp_path / "demo"
     model = folder / MODEL

@@ -14,7 +14,7 @@ from holdfast.report.numbers import Numbers
 from holdfast.report.page import write_page
 from holdfast.report.rendering import latex_text
 from holdfast.report.tables import read_tables, terminal_tables, write_tables
-from written_results import CELLS, JUDGES, MODEL, write_cell, write_compression
+from written_results import CELLS, JUDGES, MODEL, write_cell, write_compression, write_search
 
 
 def test_frame_is_read_back_as_it_was_written(results: Path, tmp_path: Path) -> None:
@@ -179,7 +179,9 @@ def test_a_search_that_kept_no_edit_is_said(results: Path) -> None:
     edit = {"direction": "dense", "layers": [], "alpha": 0.0, "density_after": 0.5}
     write_json(results / MODEL / "rtn-4/aird/checkpoint/edit.json", edit)
     found = " ".join(repair_findings(Numbers(collect(results, CELLS, JUDGES), MODEL)))
-    assert "AIRD left the weights as they are (no candidate beat them) in: rtn-4." in found
+    assert (
+        "AIRD left the weights as they are (no edit was better on the validation prompts) in: rtn-4." in found
+    )
 
 
 def test_a_study_without_any_result_still_has_a_report(tmp_path: Path) -> None:
@@ -198,3 +200,31 @@ def test_claims_are_written_with_their_rules(results: Path, tmp_path: Path) -> N
     assert list(decided["claim"]) == ["L1", "L2", "L3"]
     assert set(decided["verdict"]) <= {"supported", "contradicted", "not decided"}
     assert decided["rule"].str.contains("Supported").all()
+
+
+def test_the_leaderboard_of_a_search_is_a_table(results: Path, tmp_path: Path) -> None:
+    write_search(results / MODEL / "wanda-50/aird")
+    frame = collect(results, CELLS, JUDGES)
+    write_tables(frame, tmp_path, JUDGES)
+    board = pd.read_csv(tmp_path / "leaderboard.csv")
+    assert list(board["variant"]) == ["unedited", "amplify", "centred", "restore"]
+    assert set(board["compression"] + "/" + board["method"]) == {"wanda-50/aird"}
+    assert list(board["chosen"]) == [False, False, True, False]
+    assert list(board["prompts"]) == [20] * 4
+    assert list(board["refusal_score"]) == [-1.0, 2.0, 1.5, -0.5]
+    assert list(board["harmful_refused"][:3]) == [0.4, 0.9, 0.8]
+    assert board["harmful_refused"].isna()[3]  # was not verified
+    shown = (tmp_path / "refusal.md").read_text()
+    assert f"## {MODEL}: search" in shown
+    assert (
+        "| wanda-50 | aird | centred (made) | 16 | 6.0 | 1.50 | 0.090 | 80 % [10, 90] | 25 % [10, 90] |"
+        in shown
+    )
+    assert "Refusal score" in page(results)
+    assert read_tables(tmp_path).equals(frame)
+
+
+def test_without_a_search_there_is_no_leaderboard(results: Path, tmp_path: Path) -> None:
+    write_tables(collect(results, CELLS, JUDGES), tmp_path, JUDGES)
+    assert pd.read_csv(tmp_path / "leaderboard.csv").empty
+    assert ": search" not in (tmp_path / "refusal.md").read_text()

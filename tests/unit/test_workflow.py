@@ -36,7 +36,7 @@ FILES = {
     "mediate": ["verdicts.jsonl", "answers.jsonl"],
     "generate": ["attack.jsonl", "over_refusal.jsonl"], "judge": ["attack.jsonl", "over_refusal.jsonl"],
     "ability": ["lm_eval.json", "zero_shot.json", "perplexity.json"],
-    "tables": ["refusal.csv", "refusal.md", "refusal.tex", "claims.csv"],
+    "tables": ["refusal.csv", "refusal.md", "refusal.tex", "claims.csv", "leaderboard.csv"],
 }
 stage, *arguments = sys.argv[1:]
 options = [i for i, a in enumerate(arguments) if a.startswith("--")] or [len(arguments)]

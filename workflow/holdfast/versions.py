@@ -22,7 +22,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "generate": 1,
     "judge": 1,
     "ability": 1,
-    "tables": 2,
+    "tables": 3,
     "figures": 1,
-    "report": 2,
+    "report": 3,
 }

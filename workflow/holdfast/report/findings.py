@@ -96,7 +96,8 @@ def repair_findings(numbers: Numbers) -> list[str]:
         ]
         if unedited:
             found.append(
-                f"{label} left the weights as they are (no candidate beat them) in: {', '.join(unedited)}."
+                f"{label} left the weights as they are (no edit was better on the validation prompts) in: "
+                f"{', '.join(unedited)}."
             )
         compared = [r for r in judged if r.control and not math.isnan(r.p_control)]
         if compared:

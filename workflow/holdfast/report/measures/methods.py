@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import HoldfastError
+from holdfast.report.measures import searches
 from holdfast.report.measures.reading import (
     AS_IS,
     NOTHING,
@@ -34,7 +35,7 @@ MEASURES = {
     "refusal_lost": "share of attack prompts refused as-is and answered with the method",
     "mcnemar_p": "exact McNemar p of the method against as-is, same attack prompts",
     "mcnemar_p[CONTROL]": "the same against the random direction that is its control",
-}
+} | searches.MEASURES
 
 
 def method(compression: Path, name: str, stages: Mapping[str, str], judge: str) -> dict[str, Rate]:
@@ -73,6 +74,7 @@ def _strength(record: dict[str, Any], stage: str) -> dict[str, Rate]:
             "edit_layer": point((record.get("layers") or [None])[0]),
             "edit_alpha": point(record.get("alpha")),
             "edit_random": point(_is_random(record)),
+            **searches.search(record),
         }
     if stage == STEER:
         return {

@@ -1,4 +1,4 @@
-"""The tables on disk: refusal.csv (tidy), refusal.md, refusal.tex and claims.csv."""
+"""The tables on disk: refusal.csv (tidy), refusal.md, refusal.tex, claims.csv and leaderboard.csv."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,11 +13,12 @@ from holdfast.report.claims import claims
 from holdfast.report.collect import COLUMNS, typed
 from holdfast.report.numbers import Numbers
 from holdfast.report.rendering import latex, markdown
+from holdfast.report.tables.leaderboard import leaderboard
 from holdfast.report.tables.of_model import model_tables, models
 
 
 def write_tables(frame: pd.DataFrame, out_dir: Path, judges: Sequence[str]) -> None:
-    """Write ``refusal.csv`` (tidy), ``refusal.md``, ``refusal.tex`` (booktabs) and ``claims.csv`` into ``out_dir``.
+    """Write ``refusal.csv`` (tidy), ``refusal.md``, ``refusal.tex`` (booktabs), ``claims.csv`` and ``leaderboard.csv``.
 
     ``judges``: the study's, whose error against human labels closes the Markdown.
     """
@@ -28,6 +29,9 @@ def write_tables(frame: pd.DataFrame, out_dir: Path, judges: Sequence[str]) -> N
     decided = [{"model": m} | asdict(c) for m in models(frame) for c in claims(Numbers(frame, m))]
     with atomic_file(out_dir / "claims.csv") as temporary:
         pd.DataFrame(decided).rename(columns={"name": "claim"}).to_csv(temporary, index=False)
+    boards = [leaderboard(Numbers(frame, m)) for m in models(frame)]
+    with atomic_file(out_dir / "leaderboard.csv") as temporary:
+        pd.concat(boards, ignore_index=True).to_csv(temporary, index=False)
     errors = "; ".join(map(human_agreement, judges))
     write_text(out_dir / "refusal.md", "\n".join([*map(markdown, tables), f"Judges: {errors}.", ""]))
     head = "% Needs \\usepackage[T1]{fontenc}, booktabs and graphicx.\n"

@@ -5,6 +5,7 @@ import pandas as pd
 from holdfast.report.numbers import Numbers
 from holdfast.report.rendering import Table
 from holdfast.report.tables.claims import claims_table
+from holdfast.report.tables.leaderboard import leaderboard_table
 from holdfast.report.tables.main import main_table
 from holdfast.report.tables.mechanism import mechanism_table
 from holdfast.report.tables.methods import methods_table
@@ -16,13 +17,14 @@ def models(frame: pd.DataFrame) -> list[str]:
 
 
 def model_tables(frame: pd.DataFrame, model: str) -> list[Table]:
-    """Main, mechanism and repair table of one model, its methods side by side, and the claims its numbers decide."""
+    """Main, mechanism and repair table of one model, what its searches found, its methods side by side, its claims."""
     numbers = Numbers(frame, model)
-    methods = methods_table(numbers)
+    searched, methods = leaderboard_table(numbers), methods_table(numbers)
     return [
         main_table(numbers),
         mechanism_table(numbers),
         repair_table(numbers),
+        *([searched] if searched else []),
         *([methods] if methods else []),
         claims_table(numbers),
     ]
