@@ -97,6 +97,15 @@ def _load(folder: Path, dtype: torch.dtype | str | None) -> PreTrainedModel:
     return model
 
 
+def load_dequantized(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model with plain, dense linears whatever its format: what it computes when activations are not quantized.
+
+    Args and errors as :func:`load_model`; a quantization that cannot be read is one too.
+    """
+    stored_as = format_of(folder)
+    return _load_dense(folder, stored_as, dtype) if stored_as.config else load_model(folder, dtype)
+
+
 def from_pretrained(folder: Path, **options: Any) -> PreTrainedModel:
     """transformers' ``from_pretrained`` with Holdfast's errors, silence and device placement."""
     weight_files(folder)

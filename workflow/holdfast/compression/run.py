@@ -1,7 +1,7 @@
 """The stage ``compress``: a dense checkpoint and a recipe in, a compressed checkpoint with provenance out."""
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +38,49 @@ def compress(
     full = {key: value for key, value in validated("compress", dict(recipe)).items() if value is not None}
     if not calibrated(full):
         full = {key: value for key, value in full.items() if key not in ("samples", "tokens", "seed")}
-    if read_config(model_dir).get("quantization_config"):
-        raise HoldfastError("the model is quantized already", str(model_dir), "compress its dense original")
-    refuse_steered(model_dir)
-    weight_files(model_dir)
     recorder = Recorder("compress", full)
+    refuse_compressed(model_dir)
     sequences: list[torch.Tensor] = []
-    about: dict[str, Any] = {}
     if calibrated(full):
         if calibration is None:
             remedy = "give --calibration, a JSONL file whose records have a text"
             raise HoldfastError("the method is calibrated", "compress", remedy)
         drawn = {key: full[key] for key in ("samples", "tokens", "seed")}
         sequences = calibration_texts.sequences(calibration, load_tokenizer(model_dir), **drawn)
-        tokens = sum(s.shape[1] for s in sequences)
-        about["calibration"] = {"sequences": len(sequences), "tokens": tokens, "sha256": sha256(calibration)}
+    about = {"calibration": size(sequences) | {"sha256": sha256(calibration)}} if calibration and sequences else {}
+    inputs = [model_dir, calibration] if calibration and sequences else [model_dir]
+    write_checkpoint(model_dir, out_dir, full, sequences, recorder, inputs, about)
+
+
+def refuse_compressed(model_dir: Path) -> None:
+    """Raises HoldfastError: the model is quantized already or steered, or its weights are not all there."""
+    if read_config(model_dir).get("quantization_config"):
+        raise HoldfastError("the model is quantized already", str(model_dir), "compress its dense original")
+    refuse_steered(model_dir)
+    weight_files(model_dir)
+
+
+def size(sequences: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """How many sequences and tokens."""
+    return {"sequences": len(sequences), "tokens": sum(s.shape[1] for s in sequences)}
+
+
+def write_checkpoint(
+    model_dir: Path,
+    out_dir: Path,
+    full: Mapping[str, Any],
+    sequences: list[torch.Tensor],
+    recorder: Recorder,
+    inputs: Sequence[Path],
+    about: dict[str, Any],
+) -> None:
+    """The compressed checkpoint with its record, whole or not at all.
+
+    Args:
+        full: a compression's recipe with its defaults.
+        sequences: what a calibrated method sees, int64 [1, n] each.
+        inputs, about: of the record.
+    """
     with atomic_folder(out_dir) as folder:
         if "source" in full:
             from holdfast.compression import published
@@ -62,14 +90,9 @@ def compress(
             write_compressed(model_dir, folder, full, sequences)
             gc.collect()  # a model's modules refer to each other: it would stay while its files are read
         carry(model_dir, folder)
-        recorder.write(
-            folder / "provenance.json",
-            [model_dir, calibration] if calibration and sequences else [model_dir],
-            **about,
-            **weight_statistics(
-                folder, parts=sorted({"language", *full.get("parts", [])}), named=full.get("source")
-            ),
-        )
+        parts = sorted({"language", *full.get("parts", [])})
+        statistics = weight_statistics(folder, parts=parts, named=full.get("source"))
+        recorder.write(folder / "provenance.json", inputs, **about, **statistics)
 
 
 def write_compressed(

@@ -6,22 +6,21 @@ only refusal is taught. Loss on answer tokens only.
 """
 
 import json
-import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast.evaluation.generation import complete
 from holdfast.evaluation.judges import substring_judge
 from holdfast.files import atomic_folder, read_json, sha256, write_json
 from holdfast.prompts.sources import read_prompts
-from holdfast.prompts.templates import render
 from holdfast.provenance import Recorder
+from holdfast.refusal.lora import train
+from holdfast.refusal.training_answers import Answer, Example, conversations
 
 ADAPTER = Path(__file__).with_name("refusal-adapter")
 REFUSALS = Path(__file__).with_name("refusals.json")
@@ -50,55 +49,13 @@ def own_answers(
 
 def examples(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[tuple[str, bool]]
-) -> list[tuple[list[int], list[int]]]:
-    """(token ids, labels) with -100 on the prompt; the end token is learnt only where the answer ended."""
-    built = []
-    for prompt, (answer, ended) in zip(render(tokenizer, prompts, {}), answers, strict=True):
-        asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        said = tokenizer(answer, add_special_tokens=False)["input_ids"]
-        said += [tokenizer.eos_token_id] if ended else []
-        built.append((asked + said, [-100] * len(asked) + said))
-    return built
-
-
-def collate(batch: Sequence[tuple[list[int], list[int]]], pad: int) -> dict[str, torch.Tensor]:
-    width = max(len(ids) for ids, _ in batch)
-    return {
-        "input_ids": torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in batch]),
-        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in batch]),
-        "labels": torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in batch]),
-    }
-
-
-def train(
-    model: Any, data: Sequence[tuple[list[int], list[int]]], recipe: dict[str, Any], pad: int
-) -> list[float]:
-    """AdamW with linear warm-up (10 %) and cosine decay; returns the loss of every step."""
-    draw = random.Random(recipe["seed"])
-    steps, size = recipe["steps"], recipe["batch_size"]
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=recipe["learning_rate"]
-    )
-    warm = max(1, steps // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / warm, 0.5 * (1 + math.cos(math.pi * s / steps)))
-    )
-    order: list[int] = []
-    losses = []
-    model.train()
-    for _ in tqdm(range(steps), desc="tuning", mininterval=5):
-        if len(order) < size:
-            order += draw.sample(range(len(data)), len(data))
-        batch, order = [data[i] for i in order[:size]], order[size:]
-        loss = model(**collate(batch, pad)).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    model.eval()
-    return losses
+) -> list[Example]:
+    """Chats whose answers are given as texts; the end token is learnt only where the answer ended."""
+    said = [
+        Answer(prompt, tokenizer(text, add_special_tokens=False)["input_ids"], ended)
+        for prompt, (text, ended) in zip(prompts, answers, strict=True)
+    ]
+    return conversations(tokenizer, said, {})
 
 
 def refusal_rates(

@@ -38,38 +38,60 @@ def check_disjoint(files: Mapping[str, Path]) -> dict[str, int]:
     return sizes
 
 
+class EvaluatedText:
+    """The words in a row by which a text is known to hold some of what is evaluated."""
+
+    def __init__(
+        self,
+        prompts: Mapping[str, Path],
+        zero_shot: Mapping[str, Path] | None = None,
+        held_out: Mapping[str, Any] | None = None,
+    ) -> None:
+        """``prompts``: prompt sets by name; ``zero_shot``: the items of each task (JSONL with ``question``, and
+        ``context`` where there is one); ``held_out``: the source (see ``read_text``) of the text that perplexity
+        is measured on."""
+        self.runs: dict[int, dict[str, str]] = defaultdict(dict)
+        for text, owner in _evaluated(prompts, zero_shot or {}):
+            words = normalised(text).split()
+            if len(words) >= SHORTEST:
+                size = min(len(words), RUN)
+                self.runs[size] |= dict.fromkeys(word_runs(words, size), owner)
+        if held_out:
+            words = normalised(read_text(held_out)).split()
+            self.runs[RUN] |= dict.fromkeys(word_runs(words, RUN), f"the text of {held_out['source']}")
+
+    def held_by(self, text: str) -> tuple[int, str] | None:
+        """How many words in a row ``text`` shares with an evaluated one, and which; None where with none.
+
+        RUN words; of a shorter evaluated text all of them, of one with fewer than SHORTEST nothing counts.
+        """
+        words = normalised(text).split()
+        for size, owners in self.runs.items():
+            if shared := next((run for run in word_runs(words, size) if run in owners), None):
+                return size, owners[shared]
+        return None
+
+
 def check_calibration(
     calibration: Path,
     prompts: Mapping[str, Path],
     held_out: Mapping[str, Any] | None,
     zero_shot: Mapping[str, Path],
 ) -> int:
-    """Number of calibration records; raises HoldfastError when one holds an evaluated text.
+    """Number of calibration records; raises HoldfastError for one that holds an evaluated text.
 
-    Overlap is a run of 13 words in common, or the whole of a shorter prompt of at least 5 words, in any case
-    and punctuation. Evaluated texts are every prompt set, ``held_out``, the source (see ``read_text``) of
-    the text that perplexity is measured on, and ``zero_shot``, the items of each task (JSONL with ``question``,
-    and ``context`` where there is one). Tasks whose data the harness fetches itself are not looked at.
+    The evaluated texts are every prompt set, ``held_out`` and ``zero_shot``, as :class:`EvaluatedText` takes them.
+    Tasks whose data the harness fetches itself are not looked at.
     """
-    runs: dict[int, dict[str, str]] = defaultdict(dict)
-    for text, owner in _evaluated(prompts, zero_shot):
-        words = normalised(text).split()
-        if len(words) >= SHORTEST:
-            size = min(len(words), RUN)
-            runs[size] |= dict.fromkeys(word_runs(words, size), owner)
-    if held_out:
-        words = normalised(read_text(held_out)).split()
-        runs[RUN] |= dict.fromkeys(word_runs(words, RUN), f"the text of {held_out['source']}")
+    evaluated = EvaluatedText(prompts, zero_shot, held_out)
     records = read_jsonl(calibration)
     for number, record in enumerate(records, 1):
-        words = normalised(str(record.get("text", ""))).split()
-        for size, owners in runs.items():
-            if shared := next((run for run in word_runs(words, size) if run in owners), None):
-                raise HoldfastError(
-                    f"record {number} shares {size} words in a row with {owners[shared]}",
-                    str(calibration),
-                    "calibrate on other text: nothing may be learnt on what is evaluated",
-                )
+        if shared := evaluated.held_by(str(record.get("text", ""))):
+            raise HoldfastError(
+                f"record {number} shares {shared[0]} words in a row with {shared[1]}",
+                str(calibration),
+                "calibrate on other text: nothing may be learnt on what is evaluated",
+            )
     return len(records)
 
 
