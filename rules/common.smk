@@ -62,6 +62,8 @@ CELLS = STUDY.cells()
 # Beside the workflow, whatever the working directory: an environment serves every study.
 ENVIRONMENTS = os.path.relpath(f"{workflow.basedir}/.environments")
 PROMPT_ROLES = list(type(STUDY.prompts).model_fields)
+# Nothing may be trained on these: what choices are made on, and what is evaluated.
+UNSEEN = [role for role in PROMPT_ROLES if not role.endswith("_train")]
 ROLES = [*PROMPT_ROLES, "calibration"]
 TUNING = f"{workflow.basedir}/workflow/holdfast/embedded/refusal-adapter/recipe.json"
 # (model, compression) of every cell, each once.
@@ -196,6 +198,13 @@ def edited(cell):
 
 def compressed(compression):
     return compression != DENSE
+
+
+def training_answers(wildcards):
+    """The dense model's answers that a new calibration mixes in: refusals of harmful prompts, or the control's."""
+    kind = STUDY.methods[wildcards.method].recalibrate
+    role = "harmful_train" if kind == "refusals" else "harmless_train"
+    return f"<results>/{{model}}/{DENSE}/training-answers/{role}.jsonl"
 
 
 def by_gptqmodel(compression):

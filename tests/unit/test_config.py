@@ -139,9 +139,7 @@ def test_rivals_of_the_edit_have_recipes_of_their_own(load: Callable) -> None:
     control = {"steer": "random", "matched_to": "steered", "seed": 7}
     assert study.recipe("steer", method="random-steer") == {**control, "version": STAGE_VERSIONS["steer"]}
     again = study.recipe("recalibrate", compression="wanda-40", method="again")
-    assert again["compress"] == {
-        k: v for k, v in study.recipe("compress", compression="wanda-40").items() if k != "version"
-    }
+    assert again["compress"] == study.recipe("compress", compression="wanda-40")
     assert (again["share"], study.recipe("tune", method="tuned")["seed"]) == (0.5, 7)
 
 

@@ -34,11 +34,13 @@ FILES = {
     "instruct": ["provenance.json"], "steer": ["steer.json", "provenance.json"],
     "activations": ["activations.safetensors"], "direction": ["direction.json"], "figures": ["asr.svg"],
     "mediate": ["verdicts.jsonl", "answers.jsonl"],
-    "generate": ["attack.jsonl", "over_refusal.jsonl"], "judge": ["attack.jsonl", "over_refusal.jsonl"],
+    "judge": ["attack.jsonl", "over_refusal.jsonl"],
+    "recalibrate": ["provenance.json"], "tune": ["tuning.json", "provenance.json"],
     "ability": ["lm_eval.json", "zero_shot.json", "perplexity.json"],
     "tables": ["refusal.csv", "refusal.md", "refusal.tex", "claims.csv", "leaderboard.csv"],
 }
 stage, *arguments = sys.argv[1:]
+FILES["generate"] = [Path(a).name for a in arguments if a.endswith(".jsonl")]
 options = [i for i, a in enumerate(arguments) if a.startswith("--")] or [len(arguments)]
 out = Path(arguments[options[0] - 1])
 out.parent.mkdir(parents=True, exist_ok=True)
@@ -221,6 +223,33 @@ def test_new_calibration_compresses_only_what_is_calibrated(rerun: Callable[...,
     one = dict.fromkeys(("compress", "activations", "direction", "compare", "mediate"), 1)
     cells = dict.fromkeys(("generate", "judge", "ability"), 3)
     assert jobs == {"prompts": 1, "disjoint": 1, **one, "edit": 2, **cells, **SUMMED_UP}
+
+
+def test_what_learns_from_the_dense_model_shares_its_answers(finished: Workflow, tmp_path: Path) -> None:
+    folder, config = tmp_path / "copy", study()
+    shutil.copytree(finished.folder, folder, symlinks=True)
+    config["methods"] |= {
+        "again": {"recalibrate": "refusals"},
+        "control": {"recalibrate": "answers"},
+        "tuned": {"tune": "lora"},
+    }
+    workflow = Workflow(folder)
+    workflow.write(config)
+    cells = dict.fromkeys(("generate", "judge", "ability"), 4)
+    made = {"training_answers": 1, "recalibrate": 2, "tune": 2}
+    assert workflow.planned() == made | cells | SUMMED_UP
+    run = workflow.snakemake("--cores", "2", "--quiet", "all")
+    assert run.returncode == 0, run.stdout + run.stderr
+    results = "results/small/tiny"
+    unseen = ("harmful_validation", "harmless_validation", "attack", "over_refusal")
+    evaluated = " ".join(f"--evaluated=results/small/prompts/{role}.jsonl" for role in unseen)
+    for method, answers in (("again", "harmful"), ("control", "harmless")):
+        command = (folder / results / f"wanda-40/{method}/checkpoint/provenance.json").read_text()
+        assert f"--answers {results}/dense/training-answers/{answers}_train.jsonl {evaluated}" in command
+    command = (folder / results / "magnitude-20/tuned/checkpoint/tuning.json").read_text()
+    assert f"tune {results}/magnitude-20/checkpoint {results}/magnitude-20/tuned/checkpoint" in command
+    assert f"--harmful-answers {results}/dense/training-answers/harmful_train.jsonl" in command
+    assert evaluated in command
 
 
 def test_auto_gptq_is_compressed_in_its_own_environment(tmp_path: Path) -> None:

@@ -25,6 +25,10 @@ ModelDir = Annotated[Path, typer.Argument(help="A Hugging Face checkpoint folder
 Out = Annotated[Path, typer.Argument(help="What is written: whole, or not at all.")]
 Recipe = Annotated[str, typer.Option(help="The stage's settings as one JSON object.")]
 Prompts = Annotated[Path, typer.Option(help="Prompt records, JSONL.")]
+Answers = Annotated[
+    Path, typer.Option(help="The dense model's answers to training prompts (generate makes them).")
+]
+Evaluated = Annotated[list[str], typer.Option(help="A prompt set that nothing may be learnt on; repeat.")]
 
 
 def named_files(pairs: list[str]) -> dict[str, Path]:
@@ -246,6 +250,46 @@ def steer(
         harmless=harmless,
         recipe=checked("steer", recipe),
         matched_to=matched_to,
+    )
+
+
+@app.command()
+def recalibrate(
+    dense: Annotated[Path, typer.Argument(help="The dense checkpoint folder.")],
+    out: Out,
+    calibration: Annotated[Path, typer.Option(help="Plain text, JSONL records with `text`.")],
+    answers: Answers,
+    evaluated: Evaluated,
+    recipe: Recipe,
+) -> None:
+    """Compress anew, with the dense model's refusals of training prompts in the calibration text."""
+    apart(out, dense)
+    from holdfast.compression.safety_calibration import recalibrate as run
+
+    settings = checked("recalibrate", recipe)
+    run(dense, out, settings, calibration=calibration, answers=answers, evaluated=named_files(evaluated))
+
+
+@app.command()
+def tune(
+    model_dir: ModelDir,
+    out: Out,
+    harmful_answers: Answers,
+    harmless_answers: Answers,
+    evaluated: Evaluated,
+    recipe: Recipe = '{"tune": "lora"}',
+) -> None:
+    """Teach a compressed checkpoint the dense model's refusals again: a short LoRA, merged."""
+    apart(out, model_dir)
+    from holdfast.refusal.lora_tuning import tune as run
+
+    run(
+        model_dir,
+        out,
+        checked("tune", recipe),
+        harmful=harmful_answers,
+        harmless=harmless_answers,
+        evaluated=named_files(evaluated),
     )
 
 

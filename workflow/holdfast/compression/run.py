@@ -47,7 +47,11 @@ def compress(
             raise HoldfastError("the method is calibrated", "compress", remedy)
         drawn = {key: full[key] for key in ("samples", "tokens", "seed")}
         sequences = calibration_texts.sequences(calibration, load_tokenizer(model_dir), **drawn)
-    about = {"calibration": size(sequences) | {"sha256": sha256(calibration)}} if calibration and sequences else {}
+    about = (
+        {"calibration": size(sequences) | {"sha256": sha256(calibration)}}
+        if calibration and sequences
+        else {}
+    )
     inputs = [model_dir, calibration] if calibration and sequences else [model_dir]
     write_checkpoint(model_dir, out_dir, full, sequences, recorder, inputs, about)
 

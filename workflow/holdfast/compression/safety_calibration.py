@@ -14,7 +14,7 @@ import torch
 
 from holdfast.checkpoints import load_tokenizer
 from holdfast.compression import calibration as calibration_texts
-from holdfast.compression.run import refuse_quantized, size, write_checkpoint
+from holdfast.compression.run import refuse_compressed, size, write_checkpoint
 from holdfast.config.by_hand import validated
 from holdfast.config.compressions import calibrated
 from holdfast.errors import HoldfastError
@@ -50,24 +50,28 @@ def recalibrate(
         HoldfastError: the compression is not calibrated, the share leaves no text or no chat, no answer of the
             kind is left; and as ``compress``.
     """
-    full = {key: value for key, value in validated("compress", dict(recipe["compress"])).items() if value is not None}
+    full = {
+        key: value
+        for key, value in validated("compress", dict(recipe["compress"])).items()
+        if value is not None
+    }
     if not calibrated(full):
         remedy = "use it with wanda, sparsegpt, gptq, awq, smoothquant or static fp8"
         raise HoldfastError("the compression is not calibrated", "--recipe, compress", remedy)
     recorder = Recorder("recalibrate", {**recipe, "compress": full})
-    refuse_quantized(dense)
+    refuse_compressed(dense)
     replaced = round(recipe["share"] * full["samples"])
     if not 0 < replaced < full["samples"]:
         what = f"share {recipe['share']} of {full['samples']} sequences is {replaced}"
-        raise HoldfastError(what, "--recipe, share", "give a share that leaves text and chats, or more samples")
+        raise HoldfastError(
+            what, "--recipe, share", "give a share that leaves text and chats, or more samples"
+        )
     found, counts = training_answers(
         answers, LABELS[recipe["recalibrate"]], recipe["judge"], EvaluatedText(evaluated)
     )
     tokenizer = load_tokenizer(dense)
     draw = {"tokens": full["tokens"], "seed": full["seed"]}
-    texts = calibration_texts.sequences(
-        calibration, tokenizer, samples=full["samples"] - replaced, **draw
-    )
+    texts = calibration_texts.sequences(calibration, tokenizer, samples=full["samples"] - replaced, **draw)
     ids = [ids for ids, _ in conversations(tokenizer, found, settings(dense))]
     chats = chosen(ids, tokens=full["tokens"], budget=replaced * full["tokens"], seed=full["seed"])
     about = {

@@ -86,10 +86,11 @@ class SteerRecipe(Steer, Versioned):
 
 class RecalibrateRecipe(Recalibrate, Versioned):
     compress: dict[str, Any] = Field(description="recipe of the compression that is made again")
+    judge: str = Field(default="arditi-12", description="refusal judge")
 
 
 class TuneRecipe(Tune, Versioned):
-    pass
+    judge: str = Field(default="arditi-12", description="refusal judge")
 
 
 class GenerateRecipe(Generate, Versioned):

@@ -14,7 +14,15 @@ from holdfast.config.values import Layer, LayerList, Section, Variant, distinct,
 
 # Folders that stages write beside what is named by models and methods (docs/formats.md).
 RESERVED_MODELS = {"prompts", "tables", "figures", "report", "logs", "benchmarks"}
-RESERVED_METHODS = {"checkpoint", "activations", "direction", "comparison", "comparison.json", "mediation"}
+RESERVED_METHODS = {
+    "checkpoint",
+    "activations",
+    "direction",
+    "comparison",
+    "comparison.json",
+    "mediation",
+    "training-answers",
+}
 
 
 def named(reserved: set[str]) -> AfterValidator:

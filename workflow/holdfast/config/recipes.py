@@ -101,9 +101,11 @@ def after_compression(study: "Study", stage: str, compression: str, method: str)
         case "steer":
             return steer(study, method)
         case "recalibrate":
-            return study.methods[method].model_dump() | {"compress": compress(study, compression)}
+            keys = study.methods[method].model_dump() | {"judge": study.evaluate.judges[0]}
+            return keys | {"compress": recipe(study, "compress", compression=compression)}
         case "tune":
-            return {"seed": study.seed} | study.methods[method].model_dump(exclude_none=True)
+            keys = study.methods[method].model_dump(exclude_none=True)
+            return {"seed": study.seed, "judge": study.evaluate.judges[0]} | keys
     return study.methods[method].model_dump()
 
 

@@ -61,15 +61,17 @@ class Steer(Section):
 
 
 class Recalibrate(Section):
-    """The compression made again, with refused harmful prompts of the training split in its calibration text."""
+    """The compression made again, with chats about training prompts in its calibration text."""
 
     stage: ClassVar[str] = "recalibrate"
 
-    recalibrate: Literal["refusals"] = Field(
-        description="what is mixed in: harmful training prompts with the dense model's refusals"
+    recalibrate: Literal["refusals", "answers"] = Field(
+        description="what is mixed in: the dense model's refusals of harmful training prompts, or its answers to "
+        "harmless ones (a control)"
     )
     share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.5, description="share of the calibration sequences that they make up, between 0 and 1"
+        default=0.5,
+        description="share of the calibration sequences that they take the place of, between 0 and 1",
     )
 
 
@@ -79,10 +81,19 @@ class Tune(Section):
     stage: ClassVar[str] = "tune"
 
     tune: Literal["lora"] = Field(description="the kind of tuning")
+    data: Literal["refusals", "answers"] = Field(
+        default="refusals",
+        description="what is learnt: the dense model's refusals and its answers to harmless training prompts, or "
+        "these answers alone (a control)",
+    )
     rank: Positive = Field(default=8, description="rank of the LoRA")
     steps: Positive = Field(default=50, description="optimizer steps")
     batch_size: Positive = Field(default=8, description="conversations per step")
     learning_rate: Annotated[float, Field(gt=0)] = Field(default=5e-4, description="peak learning rate")
     seed: int | None = Field(
         default=None, ge=0, description="seed of the LoRA and of the order; the study's by default"
+    )
+    requantize: bool = Field(
+        default=False,
+        description="store the tuned matrices of a quantized checkpoint quantized again instead of dense",
     )

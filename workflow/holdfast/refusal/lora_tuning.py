@@ -16,7 +16,7 @@ from holdfast.checkpoints import load_dequantized, load_tokenizer
 from holdfast.edited_checkpoints import edited_copy
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, write_json
-from holdfast.model_folders import config_dtype, settings
+from holdfast.model_folders import config_dtype, refuse_steered, settings
 from holdfast.prompts.overlap import EvaluatedText
 from holdfast.provenance import Recorder
 from holdfast.refusal.lora import train
@@ -55,6 +55,7 @@ def tune(
     from peft import LoraConfig, get_peft_model
 
     recorder = Recorder("tune", dict(recipe))
+    refuse_steered(model_dir)
     wanted = EvaluatedText(evaluated)
     answers, answer_counts = training_answers(harmless, "answered", recipe["judge"], wanted)
     counts = {"answers": answer_counts}
