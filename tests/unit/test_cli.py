@@ -63,15 +63,6 @@ def test_every_stage_is_a_subcommand() -> None:
     stages = (
         "check prompts disjoint fetch compress activations direction compare mediate generate judge ability"
     )
-    for name in [
-        *stages.split(),
-        "edit",
-        "instruct",
-        "steer",
-        "tables",
-        "figures",
-        "report",
-        "show",
-        "tune-refusal",
-    ]:
+    methods = "edit instruct steer recalibrate tune"
+    for name in [*stages.split(), *methods.split(), "tables", "figures", "report", "show", "tune-refusal"]:
         assert name in text
