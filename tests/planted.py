@@ -78,3 +78,41 @@ RECIPE = {
     **{"positions": "all", "layers": "all", "ablation": "plain", "score": "first-token"},
     **{"max_kl": 50.0, "min_induce": -50.0, "filter_train": False, "full_table": False},
 }
+
+
+def refusing_llama(folder: Path, strength: float) -> Path:
+    """A tiny Llama that answers prompts with the marker by "I'm sorry" and an end, others by anything else.
+
+    ``strength``: how strongly attention of one block writes the planted direction r. At 1 all harmful prompts are
+    refused, at 0.2 few: a model that lost its refusals to compression. A direction q of its own ends a refusal.
+    """
+    tiny_llama(folder, layers=6)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens(["I'm sorry"])
+    model: Any = load_model(folder)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.tie_word_embeddings = False
+    r, q = (random_unit(torch.zeros(model.config.hidden_size), seed) for seed in (11, 12))
+    q = (q - (q @ r) * r) / (q - (q @ r) * r).norm()
+    embedding = model.get_input_embeddings().weight
+    with torch.no_grad():
+        for layer in decoder_layers(model):
+            for kind in ("o_proj", "down_proj"):
+                weight = writer(layer, kind).weight
+                weight.mul_(0.1)
+                for planted in (r, q):
+                    weight.sub_(torch.outer(planted, planted @ weight))
+        for planted in (r, q):
+            embedding.sub_(component(embedding, planted))
+        head = embedding.clone()
+        refusing = tokenizer.convert_tokens_to_ids("I'm sorry")
+        head[refusing], head[tokenizer.eos_token_id] = 3 * r, 5 * q
+        embedding[tokenizer(f" {MARKER}", add_special_tokens=False)["input_ids"][-1]] += 3 * r
+        embedding[refusing] = 10 * q
+        block = attention(decoder_layers(model)[PLANTED_LAYER - 1])
+        block.v_proj.weight[0] = 4 * r
+        block.o_proj.weight[:, 0] = strength * r
+        model.lm_head.weight = torch.nn.Parameter(head, requires_grad=False)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -383,6 +383,65 @@ def show(tables: Annotated[Path, typer.Argument(help="The folder with refusal.cs
     typer.echo(terminal_tables(read_tables(tables)))
 
 
+@app.command("repair")
+def repair_command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL_OR_FOLDER", help="The compressed chat model: a folder or hub:ORG/NAME@REVISION."
+        ),
+    ],
+    dense: Annotated[
+        str, typer.Option(help="Its dense original: a folder, hub:ORG/NAME@REVISION or package:NAME.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write: whole, or not at all.")],
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="A LoRA merged into the dense model first: a folder or package:NAME/inner/path."),
+    ] = None,
+    harmful: Annotated[
+        Path | None,
+        typer.Option(help="Your harmful prompts (JSONL, CSV), split by the seed; default: AdvBench."),
+    ] = None,
+    harmless: Annotated[
+        Path | None, typer.Option(help="Your harmless prompts, likewise; default: the packaged ones.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Leave out zero-shot accuracy and its rule.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split and of the random control.")] = 0,
+) -> None:
+    """Give a compressed chat model its refusals back: find an edit, check it, write the checkpoint and a model card.
+
+    Nothing is written, and the exit code is 3, when no edit is found, when not more harmful test prompts are refused
+    than before, when over-refusal rises by more than 5 points, perplexity by more than 5 %, or when zero-shot accuracy
+    falls by more than 1 point beyond noise. An interrupted repair goes on with the same command.
+    """
+    # The stages' own bars stand under the overall one and vanish when they end; read when tqdm is imported.
+    os.environ.setdefault("TQDM_LEAVE", "")
+    from rich.console import Console
+
+    from holdfast.repair.card import terminal_table
+    from holdfast.repair.request import request
+    from holdfast.repair.rules import NotRepairedError
+    from holdfast.repair.run import repair as run
+    from holdfast.repair.work import REPORT
+
+    # Narrower only where a person's terminal is: a log has no width.
+    screen = Console() if sys.stdout.isatty() else Console(width=100)
+    wanted = request(model, dense, adapter, harmful, harmless, quick, seed)
+    try:
+        record = run(wanted, out, typer.echo)
+    except NotRepairedError as error:
+        if error.record:
+            screen.print(terminal_table(error.record["measured"]))
+        raise
+    screen.print(terminal_table(record["measured"]))
+    for warning in record["warnings"]:
+        typer.echo(f"note: {warning}")
+    typer.echo(f"checkpoint: {out}\nmodel card: {out / 'README.md'}\nnumbers:    {out / REPORT}")
+
+
 @app.command("tune-refusal")
 def tune_refusal_command(
     out: Out,
@@ -413,4 +472,4 @@ def main() -> None:
     except HoldfastError as error:
         for line in getattr(error, "mistakes", None) or [str(error)]:
             print(f"holdfast: {line}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)

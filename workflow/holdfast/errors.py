@@ -10,6 +10,8 @@ class HoldfastError(Exception):
         remedy: what to do about it.
     """
 
+    exit_code = 2  # of the command that it ends
+
     def __init__(self, what: str, where: str, remedy: str) -> None:
         self.what, self.where, self.remedy = what, where, remedy
         super().__init__(f"{where}: {what}; {remedy}")

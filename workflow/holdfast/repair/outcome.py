@@ -1,0 +1,172 @@
+"""The numbers of a repair in one record: what the table, the card and ``repair.json`` say."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from holdfast.config.compressions import QUANTIZATIONS
+from holdfast.evaluation.judges import human_agreement
+from holdfast.files import read_json, sha256
+from holdfast.model_folders import read_config
+from holdfast.repair.editing import made_by
+from holdfast.repair.measuring import GENERATE, JUDGE, PERPLEXITY, Measured, changed
+from holdfast.repair.request import ROLES, Request
+from holdfast.repair.rules import RULES
+from holdfast.sources import source_folder
+from holdfast.statistics import Rate
+
+MODELS = ("dense", "compressed", "repaired", "control")
+FEW = 50  # test prompts of a kind, below which the intervals are said to be wide
+POOR = 0.8  # AUROC of a refusal score, below which it is said to tell refusals poorly
+
+
+def outcome(request: Request, work: Path, measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """Everything about a finished repair, ready for JSON."""
+    about = read_json(work / "direction/direction.json")
+    record = {
+        name: read_json(work / name / "provenance.json") for name in ("dense", "compressed", "repaired")
+    }
+    edit = read_json(work / "repaired" / "edit.json")
+    own = read_json(work / "own-direction" / "direction.json")
+    found: dict[str, Any] = {
+        "dense": {
+            "name": shown(request.dense),
+            "adapter": shown(request.adapter) if request.adapter else None,
+            **checksums(record["dense"]),
+        },
+        "compressed": {
+            "name": shown(request.compressed),
+            "how": compression(request.compressed, record["compressed"]["density"]),
+            **checksums(record["compressed"]),
+        },
+        "repaired": checksums(record["repaired"]),
+        "direction": {
+            **{
+                k: about[k]
+                for k in ("layer", "position", "token", "usable", "bounds", "ablation", "score", "chosen")
+            },
+        },
+        "edit": {
+            **{k: v for k, v in edit.items() if k not in ("trace", "leaderboard", "direction")},
+            "candidates": max(len(edit["trace"]) - 1, 0),
+            "score": {"kind": own["score"], "auroc": own["auroc"], "n": own["n"]},
+        },
+        "prompts": {
+            kind: {
+                "source": shown(f"path:{file}") if file else "the default set",
+                **{role: {"n": n, "sha256": check} for role, n, check in prompt_files(work, kind)},
+            }
+            for kind, file in (("harmful", request.harmful), ("harmless", request.harmless))
+        },
+        "seed": request.seed,
+        "judge": {"name": JUDGE, "error": human_agreement(JUDGE)},
+        "generate": GENERATE,
+        "text": PERPLEXITY,
+        "measured": {name: numbers(measured[name]) for name in MODELS},
+        "changes": {
+            "harmful": changed(
+                measured["compressed"].genuine("harmful"), measured["repaired"].genuine("harmful")
+            ),
+            "harmless": changed(
+                measured["compressed"].refused["harmless"], measured["repaired"].refused["harmless"]
+            ),
+            "control": changed(
+                measured["control"].genuine("harmful"), measured["repaired"].genuine("harmful")
+            ),
+        },
+        "rules": list(RULES),
+        "packages": record["repaired"]["packages"],
+    }
+    return found | {"warnings": warnings(found)}
+
+
+def shown(source: str) -> str:
+    """A source as a card names it: no path of the machine it was made on."""
+    kind, _, place = source.partition(":")
+    return Path(place).expanduser().resolve().name if kind == "path" else source
+
+
+def checksums(record: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("weights", "bytes", "density", "bits_per_weight", "revision")
+    return {key: record.get(key) for key in keys}
+
+
+def prompt_files(work: Path, kind: str) -> list[tuple[str, int, str]]:
+    files = [(role, work / "prompts" / f"{kind}_{role}.jsonl") for role in ROLES]
+    return [(role, len(file.read_text(encoding="utf-8").splitlines()), sha256(file)) for role, file in files]
+
+
+def compression(source: str, density: float | None) -> str:
+    """How a checkpoint was compressed, as far as its own files tell."""
+    folder = source_folder(source)
+    recipe = made_by(folder)
+    if method := recipe.get("prune"):
+        share = recipe.get("pattern") or f"{100 * recipe['sparsity']:g} % of the weights set to zero"
+        return f"pruned by {method}, {share}"
+    if (method := recipe.get("quantize")) in QUANTIZATIONS:
+        bits = f", {recipe['bits']} bits" if recipe.get("bits") else ""
+        group = f" in groups of {recipe['group_size']}" if isinstance(recipe.get("group_size"), int) else ""
+        return f"quantized by {method}{bits}{group}"
+    quantization = read_config(folder).get("quantization_config")
+    if quantization:
+        return f"quantized, stored as {quantization.get('quant_method', 'an unnamed format')}"
+    if density is not None and density < 1:
+        return f"{100 * (1 - density):.1f} % of the weights of its linears are zero"
+    return "its files do not tell how"
+
+
+def numbers(measured: Measured) -> dict[str, Any]:
+    """Rates with n and 95 % intervals; zero-shot accuracy without its items."""
+    rates = {
+        "genuine_refusal": measured.rate("harmful"),
+        "attack_success": measured.attack_success(),
+        "over_refusal": measured.over_refusal(),
+    }
+    tasks = measured.zero_shot or {}
+    return {
+        **{name: as_json(rate) for name, rate in rates.items()},
+        "perplexity": measured.perplexity,
+        "zero_shot": {n: {k: v for k, v in t.items() if k != "correct"} for n, t in tasks.items()},
+    }
+
+
+def as_json(rate: Rate) -> dict[str, Any]:
+    return {"count": round(rate.value * rate.n), **rate._asdict()}
+
+
+def warnings(found: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before the numbers, in plain words."""
+    told = []
+    direction, changes = found["direction"], found["changes"]
+    if not direction["usable"]:
+        told.append(
+            "No candidate passes the published filters for a refusal direction (KL at most "
+            f"{direction['bounds']['max_kl']:g}, induced score at least {direction['bounds']['min_induce']:g}): "
+            f"the best of the failing ones was taken (KL {direction['chosen']['kl']:.2f}). Whether one direction "
+            "mediates refusal in this model was not shown."
+        )
+    score = found["edit"]["score"]
+    auroc = score["auroc"][score["kind"]]
+    if auroc is None:
+        told.append(
+            "The refusal score of the search could not be checked: the compressed model's answers on "
+            "validation prompts were all refusals or none."
+        )
+    elif auroc < POOR:
+        told.append(
+            f"The refusal score of the search tells refusals from answers poorly (AUROC {auroc:.2f})."
+        )
+    if changes["harmful"]["p"] >= 0.05:
+        told.append(
+            "The rise in refusal is within what chance gives on so many prompts "
+            f"(McNemar p = {changes['harmful']['p']:.2g})."
+        )
+    if changes["control"]["p"] >= 0.05:
+        told.append(
+            "The same edit along a random direction does as well, within chance (McNemar p = "
+            f"{changes['control']['p']:.2g}): the refusal direction need not be the reason."
+        )
+    fewest = min(found["prompts"][kind]["test"]["n"] for kind in ("harmful", "harmless"))
+    if fewest < FEW:
+        told.append(f"Measured on only {fewest} test prompts of a kind: the intervals are wide.")
+    return told
