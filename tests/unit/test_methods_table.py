@@ -70,6 +70,35 @@ def test_rivals_are_collected_with_their_costs_and_their_own_controls(rivals: Pa
     assert {name.partition("[")[0] for name in frame["measure"]} <= described
 
 
+def test_what_learns_is_compared_with_its_own_control(results: Path) -> None:
+    recipes = {
+        "again": {"recalibrate": "refusals", "share": 0.5},
+        "again-control": {"recalibrate": "answers", "share": 0.5},
+        "again-less": {"recalibrate": "refusals", "share": 0.25},
+        "tuned": {"tune": "lora", "data": "refusals"},
+        "tuned-control": {"tune": "lora", "data": "answers"},
+    }
+    for method, recipe in recipes.items():
+        cell = results / MODEL / "wanda-50" / method
+        write_cell(cell, refused=9 if "control" in method else 20, over=1)
+        about = {"seconds": 90.0, "bytes": 4000, "recipe": recipe}
+        write_json(
+            cell / "checkpoint/provenance.json", about | ({"added_bytes": 3000} if "tune" in recipe else {})
+        )
+    stages = STAGES | {k: "tune" if "tune" in recipe else "recalibrate" for k, recipe in recipes.items()}
+    frame = collect(results, [*CELLS, *((MODEL, "wanda-50", k) for k in recipes)], JUDGES, stages)
+    numbers = Numbers(frame, MODEL)
+    assert numbers.control_methods == {"random-edit", "again-control", "tuned-control"}
+    assert numbers.controls("wanda-50", "again") == ["again-control"]
+    assert numbers.controls("wanda-50", "again-less") == []
+    assert numbers.controls("wanda-50", "tuned") == ["tuned-control"]
+    assert row(frame, "wanda-50", "again", "mcnemar_p[again-control]").value == pytest.approx(2 / 2**11)
+    # A new calibration is a checkpoint of its own, a tune a copy with other matrices.
+    assert row(frame, "wanda-50", "again", "method_bytes").value == 4000
+    assert row(frame, "wanda-50", "tuned", "method_bytes").value == 3000
+    assert {name.partition("[")[0] for name in frame["measure"]} <= {m.partition("[")[0] for m in MEASURES}
+
+
 def test_claims_and_repairs_are_about_edits_only(rivals: Path) -> None:
     with_rivals, without = Numbers(collected(rivals), MODEL), Numbers(collect(rivals, CELLS, JUDGES), MODEL)
     assert with_rivals.repairs() == without.repairs() == [("wanda-50", "aird"), ("rtn-4", "aird")]

@@ -21,6 +21,7 @@ RECORDS = {
     "provenance.json",
     "edit.json",
     "steer.json",
+    "tuning.json",
 }  # what stages tell of a checkpoint, no part of it
 
 

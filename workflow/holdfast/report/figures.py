@@ -99,7 +99,7 @@ def frontier(models: list[Numbers]) -> Figure:
             for method, end in points.items():
                 if method == AS_IS or any(map(math.isnan, (*start, *end))):
                     continue
-                control = method in numbers.random_methods
+                control = method in numbers.control_methods
                 style: dict[str, Any] = {"linewidth": 2.0}
                 if control or method not in numbers.edit_methods:
                     style = {"alpha": 0.45, "linestyle": "--" if control else "-"}
@@ -112,8 +112,8 @@ def frontier(models: list[Numbers]) -> Figure:
                 # An arrow's end does not stretch the axes: the point beneath it does.
                 axes.plot(*end, marker, color=colour, markersize=4, alpha=0.45 if control else 1.0)
         axes.plot([], [], "-", color="#444444", linewidth=2.0, label="as-is → AIRD")
-        axes.plot([], [], "--", color="#444444", alpha=0.45, label="as-is → random control")
-        if {k for _, k in numbers.methods()} - numbers.edit_methods - numbers.random_methods:
+        axes.plot([], [], "--", color="#444444", alpha=0.45, label="as-is → control")
+        if {k for _, k in numbers.methods()} - numbers.edit_methods - numbers.control_methods:
             axes.plot([], [], "-", color="#444444", alpha=0.45, label="as-is → another method")
         axes.set_title(f"{numbers.model}: refusal against over-refusal (lower left is better)")
         axes.set_xlabel(f"harmless prompts refused (%){_n(refused)}")

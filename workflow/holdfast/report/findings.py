@@ -149,12 +149,12 @@ def _asr_change(numbers: Numbers, compression: str, method: str) -> float:
 
 
 def unbeaten(numbers: Numbers, compression: str) -> list[str]:
-    """The methods, as-is among them and random controls not, than which none is at least as good in all three rates
+    """The methods, as-is among them and controls not, than which none is at least as good in all three rates
     and better in one.
     """
     points = {}
     for c, k in numbers.cells:
-        if c == compression and k not in numbers.random_methods:
+        if c == compression and k not in numbers.control_methods:
             refused, over = (numbers.get(c, k, m).value for m in ("genuine_refusal", "over_refusal"))
             points[k] = refused, -over, numbers.zero_shot(c, k).value
     known = {k: point for k, point in points.items() if not any(map(math.isnan, point))}

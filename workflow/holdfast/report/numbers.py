@@ -25,10 +25,10 @@ class Numbers:
         }
         self.edit_methods = {k for _, k, measure in self._rates if measure == "edit_random"}
         # A method has one recipe: what one compression's record says of it holds for missing cells too.
-        self.random_methods = {
+        self.control_methods = {
             k
             for c, k in self.cells
-            if 1 in (self.get(c, k, "edit_random").value, self.get(c, k, "steering_random").value)
+            if 1 in [self.get(c, k, m).value for m in ("edit_random", "steering_random", "learning_control")]
         }
 
     def get(self, compression: str, method: str, measure: str) -> Rate:
@@ -37,14 +37,14 @@ class Numbers:
 
     def repairs(self) -> list[tuple[str, str]]:
         """(compression, method) of every AIRD edit that is not a random control."""
-        return [(c, k) for c, k in self.cells if k in self.edit_methods - self.random_methods]
+        return [(c, k) for c, k in self.cells if k in self.edit_methods - self.control_methods]
 
     def methods(self) -> list[tuple[str, str]]:
         """(compression, method) of everything that is done to a compressed model, controls included."""
         return [(c, k) for c, k in self.cells if k != AS_IS]
 
     def controls(self, compression: str, method: str) -> list[str]:
-        """The random directions that this edit or steering is compared with."""
+        """The methods that are the control of this one."""
         named = {m for c, k, m in self._rates if k == method}
         return [k for c, k in self.cells if c == compression and f"mcnemar_p[{k}]" in named]
 

@@ -60,7 +60,7 @@ def repairs(numbers: Numbers) -> list[Repair]:
 
 
 def beside_as_is(numbers: Numbers) -> dict[tuple[str, str], float]:
-    """McNemar's p of every (compression, method) that is no random control against as-is, by Holm over all of them."""
-    cells = [cell for cell in numbers.methods() if cell[1] not in numbers.random_methods]
+    """McNemar's p of every (compression, method) that is no control against as-is, by Holm over all of them."""
+    cells = [cell for cell in numbers.methods() if cell[1] not in numbers.control_methods]
     adjusted = holm([numbers.get(c, k, "mcnemar_p").value for c, k in cells])
     return dict(zip(cells, adjusted, strict=True))

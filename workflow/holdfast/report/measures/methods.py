@@ -18,7 +18,8 @@ from holdfast.report.measures.reading import (
 )
 from holdfast.statistics import Rate, mcnemar_exact
 
-EDIT, STEER = "edit", "steer"
+EDIT, STEER, RECALIBRATE, TUNE = "edit", "steer", "recalibrate", "tune"
+LEARNT = {RECALIBRATE: "recalibrate", TUNE: "data"}  # the key of a recipe that says what is learnt
 
 MEASURES = {
     "density": "share of weights that are not zero; of checkpoints that are not quantized",
@@ -31,10 +32,11 @@ MEASURES = {
     "steering_layer": "layer whose input is steered",
     "steering_alpha": "multiple of the mean difference that is added",
     "steering_random": "of steering: 1 for a random vector (a control), else 0",
+    "learning_control": "of new calibrations and tunes: 1 for the control, without refusals in what it learns, else 0",
     "refusal_gained": "share of attack prompts answered as-is and refused with the method",
     "refusal_lost": "share of attack prompts refused as-is and answered with the method",
     "mcnemar_p": "exact McNemar p of the method against as-is, same attack prompts",
-    "mcnemar_p[CONTROL]": "the same against the random direction that is its control",
+    "mcnemar_p[CONTROL]": "the same against the method that is its control",
 } | searches.MEASURES
 
 
@@ -54,13 +56,14 @@ def method(compression: Path, name: str, stages: Mapping[str, str], judge: str) 
     measured = {
         **weights(provenance),
         "method_seconds": point(provenance.get("seconds")),
-        "method_bytes": point(provenance.get("added_bytes")),
+        # A new calibration is a checkpoint of its own.
+        "method_bytes": point(provenance.get("bytes" if stages[name] == RECALIBRATE else "added_bytes")),
         **_strength(record, stages[name]),
         "refusal_gained": gained,
         "refusal_lost": lost,
         "mcnemar_p": p,
     }
-    if _is_random(record) == 0:
+    if _is_control(record) == 0:
         for other in stages:
             if other != name and _controls(compression, other, name, stages):
                 control = verdicts(compression / other / "verdicts/attack.jsonl", judge)
@@ -73,35 +76,49 @@ def _strength(record: dict[str, Any], stage: str) -> dict[str, Rate]:
         return {
             "edit_layer": point((record.get("layers") or [None])[0]),
             "edit_alpha": point(record.get("alpha")),
-            "edit_random": point(_is_random(record)),
+            "edit_random": point(_is_control(record)),
             **searches.search(record),
         }
     if stage == STEER:
         return {
             "steering_layer": point(record.get("layer")),
             "steering_alpha": point(record.get("alpha")),
-            "steering_random": point(_is_random(record)),
+            "steering_random": point(_is_control(record)),
         }
-    return {}
+    return {"learning_control": point(_is_control(record))} if stage in LEARNT else {}
 
 
 def _record(compression: Path, name: str, stages: Mapping[str, str]) -> dict[str, Any]:
-    """What an edit or a steering says of itself; nothing of other kinds."""
+    """What an edit or a steering says of itself, what a new calibration or a tune learns; nothing of other kinds."""
     stage = stages[name]
+    if stage in LEARNT:
+        recipe = _recipe(compression, name)
+        return {"learnt": recipe[LEARNT[stage]]} if LEARNT[stage] in recipe else {}
     return (
         (json_object(compression / name / f"checkpoint/{stage}.json") or {}) if stage in (EDIT, STEER) else {}
     )
 
 
+def _recipe(compression: Path, name: str) -> dict[str, Any]:
+    recipe = (json_object(compression / name / "checkpoint/provenance.json") or {}).get("recipe")
+    return recipe if isinstance(recipe, dict) else {}
+
+
 def _controls(compression: Path, other: str, name: str, stages: Mapping[str, str]) -> bool:
-    """Is ``other`` the same kind along a random direction, matched to ``name`` or to none in particular?"""
-    if stages[other] != stages[name] or _is_random(_record(compression, other, stages)) != 1:
+    """Is ``other`` the control of ``name``: the same kind along a random direction, matched to it or to none in
+    particular; or with the same recipe, but for what is learnt?
+    """
+    if stages[other] != stages[name] or _is_control(_record(compression, other, stages)) != 1:
         return False
-    recipe = (json_object(compression / other / "checkpoint/provenance.json") or {}).get("recipe")
-    return not isinstance(recipe, dict) or recipe.get("matched_to", name) == name
+    recipe = _recipe(compression, other)
+    if key := LEARNT.get(stages[name]):
+        return recipe | {key: None} == _recipe(compression, name) | {key: None}
+    return bool(recipe.get("matched_to", name) == name)
 
 
-def _is_random(record: dict[str, Any]) -> float | None:
+def _is_control(record: dict[str, Any]) -> float | None:
+    if "learnt" in record:
+        return float(record["learnt"] != "refusals")
     return float(str(record["direction"]).startswith("random")) if "direction" in record else None
 
 

@@ -69,9 +69,10 @@ def methods_table(numbers: Numbers) -> Table | None:
         ],
         rows,
         f"n: {attack} attack prompts, {over} over-refusal prompts; p: exact McNemar on the same attack prompts, by "
-        "Holm over the rows that are no random control. Seconds: of making the method's checkpoint, its search "
-        f"included; AIRD and steering also need two models' directions{directions}, whatever their number. Bytes: of "
-        "files that are not the compressed checkpoint's own.",
+        "Holm over the rows that are no control. Seconds: of making the method's checkpoint, its search included; AIRD "
+        f"and steering also need two models' directions{directions}, whatever their number, new calibrations and tunes "
+        "the dense model's answers to the train prompts. Bytes: of files that are not the compressed checkpoint's "
+        "own; a new calibration's checkpoint takes that one's place.",
         "A method is worth having where it refuses more than as-is without refusing harmless prompts or losing "
         "ability, and a simpler one does not do the same. A system prompt shows in the answers only: perplexity and "
         "zero-shot accuracy are measured without a chat.",
