@@ -61,7 +61,7 @@ def claim(folder):
 CELLS = STUDY.cells()
 # Beside the workflow, whatever the working directory: an environment serves every study.
 ENVIRONMENTS = os.path.relpath(f"{workflow.basedir}/.environments")
-PROMPT_ROLES = list(type(STUDY.prompts).model_fields)
+PROMPT_ROLES = STUDY.prompts.roles()
 # Nothing may be trained on these: what choices are made on, and what is evaluated.
 UNSEEN = [role for role in PROMPT_ROLES if not role.endswith("_train")]
 ROLES = [*PROMPT_ROLES, "calibration"]
@@ -86,6 +86,7 @@ wildcard_constraints:
     compression=any_of(STUDY.compressions),
     method=any_of(STUDY.methods),
     role=any_of(ROLES),
+    attack=any_of(STUDY.evaluate.attacks),
 
 
 def recipe(stage):
@@ -93,7 +94,8 @@ def recipe(stage):
 
     def of_job(wildcards):
         names = {
-            k: wildcards.get(k) for k in ("model", "compression", "method", "role")
+            k: wildcards.get(k)
+            for k in ("model", "compression", "method", "role", "attack")
         }
         return json.dumps(STUDY.recipe(stage, **names))
 
@@ -116,6 +118,10 @@ def local_files(*sources):
 
 def prompt_files(wildcards):
     return local_files(STUDY.recipe("prompts", role=wildcards.role)["source"])
+
+
+def suffix_file(wildcards):
+    return local_files(STUDY.evaluate.attacks[wildcards.attack].suffix)
 
 
 def model_files(wildcards):
@@ -190,6 +196,18 @@ def of_checkpoints(pattern, wanted=lambda compression: True):
 def methods_of(stage):
     """The methods whose checkpoints one stage makes: edit, instruct, steer, recalibrate or tune."""
     return [name for name, made_by in STUDY.stages().items() if made_by == stage]
+
+
+def of_asked():
+    """Verdicts of every cell on what a study asks beside the usual prompts: attack settings, borderline prompts."""
+    cell = "<results>/{model}/{compression}/{method}"
+    files = [
+        f"{cell}/attacks/{name}/verdicts/attack.jsonl"
+        for name in STUDY.evaluate.attacks
+    ]
+    if "borderline" in PROMPT_ROLES:
+        files.append(f"{cell}/borderline/verdicts/borderline.jsonl")
+    return [file for pattern in files for file in of_cells(pattern)]
 
 
 def edited(cell):

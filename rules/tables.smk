@@ -10,6 +10,7 @@ rule tables:
         over_refusal=of_cells(
             "<results>/{model}/{compression}/{method}/verdicts/over_refusal.jsonl"
         ),
+        asked=of_asked(),
         zero_shot=of_cells(
             "<results>/{model}/{compression}/{method}/ability/zero_shot.json"
         ),

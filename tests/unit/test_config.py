@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from good_study import ADVBENCH, HARMLESS, changed
 from holdfast.config import Cell, Study, load_study, schema, summary
+from holdfast.config.by_hand import checked
+from holdfast.errors import HoldfastError
 from holdfast.versions import STAGE_VERSIONS
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +94,40 @@ def test_recipes_hold_exactly_what_a_stage_depends_on(load: Callable, study: Stu
     assert set(study.recipe("tables")) == {"study", "judges", "version"}
 
 
+def test_an_attack_setting_has_a_recipe_of_its_own(load: Callable, study: Study) -> None:
+    plain = study.recipe("generate")
+    assert set(plain) == {"max_new_tokens", "backend", "batch_size", "version"}
+    settings = {"off": {"system_prompt": ""}, "hot": {"temperature": 1.0, "prefix": "Sure", "prompts": 5}}
+    attacked = load(changed("evaluate/attacks", settings))
+    assert all_recipes(attacked) == all_recipes(study)
+    assert attacked.recipe("generate", attack="off") == {**plain, "system_prompt": ""}
+    hot = {"prefix": "Sure", "temperature": 1.0, "samples": 1, "seed": 7, "prompts": 5}
+    assert attacked.recipe("generate", attack="hot") == plain | hot
+    with pytest.raises(KeyError):
+        attacked.recipe("generate", attack="cold")
+
+
+def test_a_recipe_by_hand_takes_the_same_settings(load: Callable) -> None:
+    attacked = load(changed("evaluate/attacks", {"hot": {"temperature": 1.0, "samples": 2}}))
+    recipe = attacked.recipe("generate", attack="hot")
+    assert checked("generate", json.dumps(recipe)) == recipe
+    by_hand = checked("generate", '{"temperature": 0.5}')
+    assert (by_hand["samples"], by_hand["seed"], "prefix" in by_hand) == (1, 0, False)
+    with pytest.raises(HoldfastError, match="--recipe, samples: greedy answers have none"):
+        checked("generate", '{"samples": 2}')
+
+
+def test_borderline_prompts_are_harmless_and_optional(load: Callable, study: Study) -> None:
+    given = load(
+        changed("prompts/borderline", {"source": "hub:a/b@c", "split": "test", "where": {"label": "safe"}})
+    )
+    assert given.recipe("prompts", role="borderline")["label"] == "harmless"
+    assert given.prompts.roles() == [*study.prompts.roles(), "borderline"]
+    assert "prompts.borderline.source (hub:a/b@c)" in summary(given)
+    with pytest.raises(KeyError):
+        study.recipe("prompts", role="borderline")
+
+
 def test_an_edit_holds_a_search_only_for_what_it_searches(study: Study) -> None:
     searched = study.recipe("edit", method="aird")
     assert searched["search"] == {
@@ -153,7 +189,7 @@ def all_recipes(study: Study) -> dict[str, str]:
     """Every recipe of a study by stage and names."""
     named = {"prompts", "fetch", "compress", "edit", "instruct", "steer", "recalibrate", "tune"}
     jobs = [(s, {}) for s in STAGE_VERSIONS if s not in named]
-    jobs += [("prompts", {"role": r}) for r in [*type(study.prompts).model_fields, "calibration"]]
+    jobs += [("prompts", {"role": r}) for r in [*study.prompts.roles(), "calibration"]]
     jobs += [("fetch", {"model": m}) for m in study.models]
     jobs += [("compress", {"compression": c}) for c in study.compressions if c != "dense"]
     jobs += [("edit", {"method": m}) for m in study.methods if m != "as-is"]

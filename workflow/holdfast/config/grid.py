@@ -1,7 +1,6 @@
 """The sections that span the grid: models, compressions, methods, and the parts of it to run."""
 
 import difflib
-import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
@@ -10,7 +9,7 @@ from holdfast.config import sources
 from holdfast.config.compressions import Dense, Prune, Published, Quantize
 from holdfast.config.rivals import Recalibrate, Steer, SystemPrompt, Tune
 from holdfast.config.sources import BadValueError
-from holdfast.config.values import Layer, LayerList, Section, Variant, distinct, either
+from holdfast.config.values import Layer, LayerList, Section, Variant, distinct, either, named
 
 # Folders that stages write beside what is named by models and methods (docs/formats.md).
 RESERVED_MODELS = {"prompts", "tables", "figures", "report", "logs", "benchmarks"}
@@ -23,27 +22,12 @@ RESERVED_METHODS = {
     "mediation",
     "training-answers",
 }
+STAGES_OWN = "the name of a stage's own folder"
 
 
-def named(reserved: set[str]) -> AfterValidator:
-    """A name becomes a folder: safe characters only, and none that a stage's own folder has."""
-
-    def check(name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-            raise BadValueError(
-                f"'{name}' cannot be a folder's name",
-                "use up to 64 letters, digits, '.', '_' and '-', first a letter or digit",
-            )
-        if name.lower() in reserved:
-            raise BadValueError(f"'{name}' is the name of a stage's own folder", "choose another name")
-        return name
-
-    return AfterValidator(check)
-
-
-ModelName = Annotated[str, named(RESERVED_MODELS)]
-CompressionName = Annotated[str, named(set())]
-MethodName = Annotated[str, named(RESERVED_METHODS)]
+ModelName = Annotated[str, named(RESERVED_MODELS, STAGES_OWN)]
+CompressionName = Annotated[str, named()]
+MethodName = Annotated[str, named(RESERVED_METHODS, STAGES_OWN)]
 
 
 class Model(Section):

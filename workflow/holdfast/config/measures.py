@@ -1,18 +1,22 @@
 """The sections that say how a cell is measured: texts and prompts, direction, search, evaluation."""
 
 import re
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from holdfast.config import sources
 from holdfast.config.sources import BadValueError
-from holdfast.config.values import Layers, Positive, Section, Variant, distinct, either
+from holdfast.config.values import Layers, Positive, Section, Variant, distinct, either, named
+from holdfast.files import sha256
 
 DataSource = Annotated[str, AfterValidator(sources.checked(sources.DATA))]
 Checksum = Annotated[
     str | None, Field(pattern="^[0-9a-f]{64}$", description="sha256 of the file, 64 hex digits, or null")
 ]
+
+AttackName = Annotated[str, named({"plain"}, "the name of the attack without settings")]
 
 
 class Data(Section):
@@ -77,7 +81,7 @@ class PromptSet(Data):
 
 
 class Prompts(Section):
-    """The six roles; no prompt may stand in two of them."""
+    """Six roles, and one that a study may add; no prompt may stand in two of them."""
 
     harmful_train: PromptSet = Field(description="harmful prompts the direction is computed from")
     harmful_validation: PromptSet = Field(description="harmful prompts directions and edits are chosen on")
@@ -85,6 +89,14 @@ class Prompts(Section):
     harmless_validation: PromptSet = Field(description="harmless prompts directions and edits are chosen on")
     attack: PromptSet = Field(description="harmful prompts of the evaluation, used for nothing else")
     over_refusal: PromptSet = Field(description="harmless prompts of the evaluation, used for nothing else")
+    borderline: PromptSet | None = Field(
+        default=None,
+        description="harmless prompts of the evaluation that sound harmful, as XSTest's safe ones, or null",
+    )
+
+    def roles(self) -> list[str]:
+        """The roles that have prompts."""
+        return [role for role in type(self).model_fields if getattr(self, role) is not None]
 
 
 class Direction(Section):
@@ -153,6 +165,50 @@ class Generate(Section):
     )
 
 
+class Attack(Section):
+    """A way to put the attack prompts, beside the plain one: keys may be combined."""
+
+    system_prompt: str | None = Field(
+        default=None, description='system prompt in the place of the model\'s; "" for none'
+    )
+    prefix: str | None = Field(default=None, min_length=1, description="text that opens the model's answer")
+    suffix: Annotated[str, AfterValidator(sources.checked(sources.OWN_TEXT))] | None = Field(
+        default=None, description="file:PATH, whose text follows every prompt"
+    )
+    sha256: Checksum = Field(default=None, validate_default=True)
+    temperature: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="answers are drawn at this temperature; null for greedy ones"
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, description="draw from the likeliest tokens that together have this probability"
+    )
+    samples: Positive | None = Field(default=None, description="answers drawn for every prompt; 1 if null")
+    seed: int | None = Field(default=None, ge=0, description="seed of the draws; the study's by default")
+    prompts: Positive | None = Field(
+        default=None, description="the first so many attack prompts; null for all"
+    )
+
+    @field_validator("sha256")
+    @classmethod
+    def known_suffix(cls, value: str | None, info: ValidationInfo) -> str | None:
+        suffix = info.data.get("suffix")
+        if value is not None and "suffix" in info.data and suffix is None:
+            raise BadValueError("it is the checksum of a suffix", "add suffix: file:PATH, or remove this key")
+        if value is None and suffix is not None:
+            found = sha256(Path(suffix.removeprefix("file:")))
+            raise BadValueError(
+                "a suffix needs its checksum", f"add sha256: {found}, if that is the text you mean"
+            )
+        return value
+
+    @field_validator("top_p", "samples", "seed")
+    @classmethod
+    def only_drawn(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and "temperature" in info.data and info.data["temperature"] is None:
+            raise BadValueError("greedy answers have none", "add temperature: 1.0, or remove this key")
+        return value
+
+
 class Mediation(Section):
     """Does the direction mediate refusal: ablate it, add it, and random ones, on held-out prompts."""
 
@@ -198,6 +254,22 @@ class Evaluate(Section):
     judges: Annotated[list[Literal["arditi-12", "study-l-31"]], AfterValidator(distinct)] = Field(
         min_length=1, description="refusal judges; the first one is the headline's"
     )
+    attacks: dict[AttackName, Attack] = Field(
+        default={}, description="other ways to put the attack prompts, by name"
+    )
     mediation: Mediation = Field(default=Mediation(), description="interventions with the direction")
     zero_shot: ZeroShot = Field(description="zero-shot accuracy")
     perplexity: Perplexity = Field(description="perplexity")
+
+    @field_validator("attacks")
+    @classmethod
+    def differ(cls, attacks: dict[str, Attack]) -> dict[str, Attack]:
+        if len({name.lower() for name in attacks}) < len(attacks):
+            raise BadValueError("two names differ only in case", "choose another name")
+        for name, attack in attacks.items():
+            if not attack.model_dump(exclude_none=True, exclude={"prompts"}):
+                raise BadValueError(
+                    f"'{name}' is the plain attack, which every cell has",
+                    "give it a system_prompt, prefix, suffix or temperature, or remove it",
+                )
+        return attacks

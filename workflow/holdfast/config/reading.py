@@ -4,6 +4,7 @@ import re
 import reprlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_args
 
 import yaml
@@ -97,9 +98,7 @@ def summary(study: Study) -> str:
 def unpinned(study: Study) -> Iterator[str]:
     """Keys whose ``hub:`` source names a branch, whose content may change, instead of a commit."""
     sections = {f"models.{name}": model.source for name, model in study.models.items()}
-    sections |= {
-        f"prompts.{role}": getattr(study.prompts, role).source for role in type(study.prompts).model_fields
-    }
+    sections |= {f"prompts.{role}": getattr(study.prompts, role).source for role in study.prompts.roles()}
     sections |= {
         f"compressions.{name}": c.source for name, c in study.compressions.items() if isinstance(c, Published)
     }
@@ -172,6 +171,8 @@ def section_at(where: Location, root: type[Section]) -> type[Section]:
             kind = next(f.annotation for n, f in kind.model_fields.items() if part in (n, f.alias))
         else:
             kind = get_args(kind)[-1]
+        if isinstance(kind, UnionType):  # a section, or null
+            kind = next((k for k in get_args(kind) if isinstance(k, type) and issubclass(k, Section)), kind)
     return kind
 
 
@@ -216,6 +217,8 @@ def explained_value(kind: str, location: Location, given: Any, context: dict[str
         what, remedy = f"the name {shown} is not text", "put it in quotes"
     elif kind == "too_short":
         what, remedy = "empty", "give it at least one entry"
+    elif kind == "string_too_short":
+        what, remedy = "empty", "give some text"
     elif given is None:
         what, remedy = "empty", f"give {expected}"
     elif kind in BOUNDS:

@@ -26,10 +26,11 @@ def recipe(
     compression: str | None = None,
     method: str | None = None,
     role: str | None = None,
+    attack: str | None = None,
 ) -> Recipe:
     """The recipe of one stage's job, ready for JSON, with the stage's version.
 
-    Raises KeyError for a stage, model, compression, method or role that the study does not have.
+    Raises KeyError for a stage, model, compression, method, role or attack that the study does not have.
     """
     evaluate = study.evaluate
     version = STAGE_VERSIONS[stage]
@@ -55,7 +56,7 @@ def recipe(
         case "edit" | "instruct" | "steer" | "recalibrate" | "tune":
             keys = after_compression(study, stage, str(compression), str(method))
         case "generate":
-            keys = evaluate.generate.model_dump()
+            keys = evaluate.generate.model_dump() | (attack_setting(study, attack) if attack else {})
         case "judge":
             keys = {"judges": evaluate.judges}
         case "ability":
@@ -74,10 +75,15 @@ def prompts(study: "Study", role: str) -> Recipe:
     """A role's prompt set, or a draw of calibration texts."""
     if role == "calibration":
         return study.calibration.model_dump(exclude_none=True, exclude={"tokens"}) | {"seed": study.seed}
-    if role not in type(study.prompts).model_fields:
+    if role not in study.prompts.roles():
         raise KeyError(role)
     label = "harmful" if role == "attack" or role.startswith("harmful") else "harmless"
     return getattr(study.prompts, role).model_dump(exclude_none=True) | {"label": label, "role": role}
+
+
+def attack_setting(study: "Study", name: str) -> Recipe:
+    keys = study.evaluate.attacks[name].model_dump(exclude_none=True)
+    return {"samples": 1, "seed": study.seed} | keys if "temperature" in keys else keys
 
 
 def held_out(study: "Study") -> Recipe:

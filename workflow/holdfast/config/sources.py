@@ -97,6 +97,7 @@ TEXT: Schemes = {
     "package": ("package:NAME/inner/path", packaged_file),
     "file": ("file:PATH", file),
 }
+OWN_TEXT: Schemes = {"file": TEXT["file"]}
 DATA: Schemes = TEXT | {"hub": ("hub:ORG/NAME@REVISION", hub)}
 
 

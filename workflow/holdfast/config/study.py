@@ -34,7 +34,7 @@ class Study(Section):
         default=None, alias="cells", min_length=1, description="parts of the grid to run; null for all"
     )
     calibration: Calibration = Field(description="text that compression methods are calibrated on")
-    prompts: Prompts = Field(description="prompt sets of the six roles")
+    prompts: Prompts = Field(description="prompt sets, by role")
     direction: Direction = Field(default=Direction(), description="how the refusal direction is found")
     search: Search = Field(default=Search(), description="what variant, layer and alpha: search try")
     evaluate: Evaluate = Field(description="what is measured")
@@ -57,6 +57,8 @@ class Study(Section):
         compression: str | None = None,
         method: str | None = None,
         role: str | None = None,
+        attack: str | None = None,
     ) -> recipes.Recipe:
         """Exactly what a stage's job depends on, see ``holdfast.recipes``."""
-        return recipes.recipe(self, stage, model=model, compression=compression, method=method, role=role)
+        names = {"model": model, "compression": compression, "method": method, "role": role, "attack": attack}
+        return recipes.recipe(self, stage, **names)

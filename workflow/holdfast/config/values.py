@@ -1,5 +1,7 @@
 """What the sections of a config are built from: their base, and values that several sections share."""
 
+import re
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -29,6 +31,22 @@ def either(expected: str) -> WrapValidator:
             raise BadValueError(f"{value!r} is not possible here", f"give {expected}") from None
 
     return WrapValidator(check)
+
+
+def named(reserved: Collection[str] = (), meaning: str = "") -> AfterValidator:
+    """A name becomes a folder: safe characters only, and none of the ``reserved`` ones, whose ``meaning`` is told."""
+
+    def check(name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+            raise BadValueError(
+                f"'{name}' cannot be a folder's name",
+                "use up to 64 letters, digits, '.', '_' and '-', first a letter or digit",
+            )
+        if name.lower() in reserved:
+            raise BadValueError(f"'{name}' is {meaning}", "choose another name")
+        return name
+
+    return AfterValidator(check)
 
 
 def distinct(values: list[Any]) -> list[Any]:
