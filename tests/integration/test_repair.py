@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from holdfast.compression import compress
 from holdfast.evaluation.judges import judge_files
 from holdfast.files import read_json, read_jsonl, sha256, write_jsonl
 from holdfast.repair.measuring import GENERATE, JUDGE
+from holdfast.repair.request import request
+from holdfast.repair.run import repair
 from planted import WORDS, prompts, refusing_llama
 
 COUNT = 80  # of each kind: 39 train, 9 validation, 30 test
@@ -160,6 +163,38 @@ def test_interrupted_repair_goes_on_and_ends_alike(
     assert {k: v for k, v in first.items() if k != "packages"} == {
         k: v for k, v in second.items() if k != "packages"
     }
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"prune": "magnitude", "sparsity": 0.1},
+        {"quantize": "rtn", "bits": 8, "group_size": 32},
+        {"quantize": "llm-int8"},
+    ],
+    ids=lambda recipe: recipe.get("prune") or recipe["quantize"],
+)
+def test_pruned_and_quantized_models_are_repaired_in_their_own_format(
+    models: Path, tmp_path: Path, recipe: dict[str, Any]
+) -> None:
+    compress(models / "weakened", tmp_path / "compressed", recipe)
+    own = [models / f"{kind}.jsonl" for kind in ("harmful", "harmless")]
+    wanted = request(str(tmp_path / "compressed"), str(models / "dense"), None, *own, True, 0)
+    record = repair(wanted, tmp_path / "out", print)
+    assert counts(record, "repaired")[0] > counts(record, "compressed")[0] + 15
+    before, after = (read_json(tmp_path / name / "config.json") for name in ("compressed", "out"))
+    assert record["edit"]["keep_sparsity"] == ("prune" in recipe)
+    if "prune" in recipe:
+        assert (
+            record["repaired"]["density"] <= record["compressed"]["density"] == pytest.approx(0.9, abs=0.01)
+        )
+        assert "pruned by magnitude, 10 %" in (tmp_path / "out/README.md").read_text()
+    else:
+        quantizations = [config["quantization_config"] for config in (before, after)]
+        assert quantizations[0]["quant_method"] == quantizations[1]["quant_method"]
+        assert quantizations[0] != quantizations[1]  # the edited matrices are exceptions now
+        assert f"quantized by {recipe['quantize']}" in (tmp_path / "out/README.md").read_text()
+    assert record["measured"]["repaired"]["zero_shot"] == {}
 
 
 def test_nothing_is_written_when_refusal_does_not_rise(models: Path, tmp_path: Path) -> None:

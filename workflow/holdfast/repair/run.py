@@ -67,8 +67,13 @@ def repair(wanted: Request, out: Path, say: Say) -> dict[str, Any]:
     with work_folder(out, given) as (work, resumed):
         if resumed:
             say(f"{work} holds steps of the same repair: going on from there")
-        prompts = write_prompts(work, sets)
-        bring(wanted, work, say)
+        try:
+            prompts = write_prompts(work, sets)
+            bring(wanted, work, say)
+        except HoldfastError:
+            if not resumed:  # bad input: there is nothing to go on from
+                shutil.rmtree(work)
+            raise
         record = find_and_measure(wanted, out, work, prompts, say)
         write(record, out, work, recorder, [Path(f) for f in (wanted.harmful, wanted.harmless) if f])
         shutil.rmtree(work)

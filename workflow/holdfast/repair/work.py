@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import HoldfastError
-from holdfast.files import MARKER, apart, read_json, write_json
+from holdfast.files import MARKER, apart, read_json, told_in_one_line, write_json
 
 REPORT = "repair.json"  # in the output: the numbers; tells that a folder is a repair's
 ASKED = "asked.json"
@@ -38,8 +38,9 @@ def work_folder(out: Path, asked: dict[str, Any]) -> Iterator[tuple[Path, bool]]
         not folder.is_dir() or (any(folder.iterdir()) and not (folder / MARKER).exists())
     ):
         raise HoldfastError("holds files that Holdfast did not write", str(folder), "give another output")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).touch()
+    with told_in_one_line(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARKER).touch()
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
