@@ -4,7 +4,8 @@
 
 MODEL is a compressed checkpoint, DENSE its dense original, the two directions their `direction` folders, for example of
 results/demo. Candidates: every STRIDE-th layer × 3 variants × 4 α. A plain evaluation is what one candidate would cost
-by itself: the refusal score of all harmful prompts and the first answer token of all harmless ones. Target: 3.
+by itself: the refusal score of all harmful prompts and the first answer token of all harmless ones. Target: 3. The
+answers that verify the winner are not in it.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from holdfast.model_folders import settings
 from holdfast.prompts.sources import read_prompts
 from holdfast.refusal.direction import load_direction, load_score
 from holdfast.refusal.edit_candidates import candidates
-from holdfast.refusal.edit_search import EditSearch
+from holdfast.refusal.edit_search import EditSearch, Ranking
 from holdfast.refusal.scores import first_answer_token
 
 HARMFUL = {"source": "package:pyrit/datasets/seed_datasets/local/adv_bench.prompt"}
@@ -30,6 +31,7 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("--prompts", type=int, default=32, help="validation prompts of each kind")
     parser.add_argument("--stride", type=int, default=1, help="every so many layers")
+    parser.add_argument("--keep-sparsity", action="store_true")
     given = parser.parse_args()
     model, tokenizer, chosen = load_model(given.model), load_tokenizer(given.model), settings(given.model)
     found, own = load_direction(given.direction), load_direction(given.own_direction)
@@ -46,29 +48,34 @@ def main() -> None:
     start = time.perf_counter()
     layers = list(range(0, len(decoder_layers(model)), given.stride))
     search = {"variants": ["amplify", "centred", "null-space"], "layers": layers, "alphas": [1, 2, 4, 8]}
+    plan = {key: "search" for key in ("variant", "layer", "alpha")} | {"search": search}
     tried = candidates(
         model,
         tokenizer,
         chosen,
-        {"variant": "search", "layer": "search", "alpha": "search", "matrices": ["o_proj", "down_proj"]}
-        | {"search": search},
+        plan | {"matrices": ["o_proj", "down_proj"], "keep_sparsity": given.keep_sparsity},
         direction=found.unit,
         source=found.layer,
         own_direction=own.unit,
         folder=given.model,
         dense=given.dense,
+        harmful_train=texts(HARMFUL, 300, 64),
         harmless_train=texts(HARMLESS, 300, 64),
     )
     made = time.perf_counter() - start
     searched = EditSearch(model, score, harmful, harmless, layers, given.model, max_kl=0.1)
-    best, trace = searched.run(tried)
+    ranking = Ranking(searched, tried)
+    leaders = ranking.leaders()
     seconds = time.perf_counter() - start
     print(f"plain evaluation of {given.prompts} + {given.prompts} prompts: {plain:.1f} s")
     print(f"search over {len(tried)} candidates: {seconds:.1f} s, {made:.1f} s of it to compute them")
     print(f"per 20 candidates: {20 * seconds / len(tried) / plain:.2f} plain evaluations")
+    trace = ranking.trace()
     seen = sum(row["prompts"] for row in trace[1:]) / len(tried)
     print(f"prompts of each kind a candidate saw: {seen:.1f} of {given.prompts}")
-    print(f"winner: {None if best is None else trace[best + 1]}; unedited: {trace[0]['refusal_score']:.2f}")
+    for number in leaders:
+        print(f"leader: {ranking.row(number)}")
+    print(f"unedited: {trace[0]['refusal_score']:.2f}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from holdfast.evaluation.generation import complete
 from holdfast.evaluation.judges import substring_judge
+from holdfast.prompts.templates import answer_opening
 from holdfast.refusal.direction import ANSWER_TOKENS
 from holdfast.refusal.edit_candidates import Candidate
 from holdfast.refusal.edit_search import Ranking, edited
@@ -52,6 +53,7 @@ class Verifier:
                 self.settings,
                 max_new_tokens=ANSWER_TOKENS,
                 progress="answers to verify the edit",
+                suffix=answer_opening(self.tokenizer, self.settings),
             )
         found = [judge.refused(c.text, c.finish_reason) for c in done]
         return sum(found[: len(self.harmful)]), sum(found[len(self.harmful) :])
