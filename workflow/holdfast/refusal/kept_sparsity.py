@@ -12,7 +12,7 @@ their layer likewise in SparseGPT (Frantar & Alistarh 2023, section 3.1); there 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ ROWS, COLUMNS = 512, 1024  # of a matrix at a time
 
 @dataclass(frozen=True)
 class Kept:
-    """W' = W + M ∘ (left ⊗ right + coefficients · inputs), M the mask of what is not zero in W.
+    """W' = W + α M ∘ (left ⊗ right + coefficients · inputs), M the mask of what is not zero in W, α the ``strength``.
 
     ``coefficients`` [d_model, component], ``inputs`` [component, d_in], float64: less than the matrix they change.
     """
@@ -34,13 +34,15 @@ class Kept:
     whole: RankOne
     coefficients: Tensor
     inputs: Tensor
+    strength: float = 1.0
 
     def scaled(self, alpha: float) -> "Kept":
-        return Kept(self.whole.scaled(alpha), alpha * self.coefficients, self.inputs)
+        return replace(self, strength=alpha * self.strength)
 
     def applied(self, weight: Tensor) -> Tensor:
         change = torch.outer(self.whole.left, self.whole.right).addmm_(self.coefficients, self.inputs)
-        return (weight.double() + (change.to(weight.device) * (weight != 0))).to(weight.dtype)
+        change = self.strength * change.to(weight.device) * (weight != 0)
+        return (weight.double() + change).to(weight.dtype)
 
 
 def leading_components(inputs: Tensor) -> Tensor:
