@@ -11,15 +11,15 @@ import pytest
 import torch
 from gptq_checkpoints import auto_gptq_checkpoint, awq_checkpoint
 from holdfast.architectures import decoder_linears
-from holdfast.checkpoints import load_model
+from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.compression import auto_gptq
 from holdfast.edited_checkpoints import edited_copy, read_weight, stored_in
 from holdfast.errors import HoldfastError
-from holdfast.files import read_json
+from holdfast.files import read_json, write_jsonl
 from holdfast.formats.awq import Awq
 from oracles import gptq_packing
 from safetensors.torch import load_file, save_file
-from tiny import tiny_llama
+from tiny import TEXTS, tiny_llama
 
 ROOT = Path(holdfast.__file__).parents[2]
 PYTHON = Path(
@@ -258,3 +258,32 @@ def test_awq_weights_read_equal_autoawqs_own(tmp_path: Path) -> None:
     weight = stored_as.dequantized("x", parts).float()
     again = stored_as.dequantized("x", stored_as.requantized("x", weight, parts)).float()
     assert torch.allclose(again, weight, atol=0.02)
+
+
+@needs_gptqmodel
+def test_a_new_calibration_runs_in_the_same_environment(dense: Path, tmp_path: Path) -> None:
+    tokens = load_tokenizer(dense)(TEXTS[1], add_special_tokens=False)["input_ids"]
+    answer = {"completion": TEXTS[1], "tokens": tokens, "finish_reason": "stop"}
+    prompts = [f"Say {i} words about the mill and the {word}." for i in range(8) for word in ("fox", "clock")]
+    records = [{"id": p, "prompt_id": p, "prompt": p} | answer for p in prompts]
+    write_jsonl(tmp_path / "answers.jsonl", records)
+    write_jsonl(tmp_path / "attack.jsonl", [{"id": "1", "text": prompts[0]}])
+    write_jsonl(tmp_path / "calibration.jsonl", [{"text": text} for text in TEXTS])
+    recipe = {"recalibrate": "refusals", "compress": RECIPES["4"] | {"samples": 8, "tokens": 64}}
+    run = subprocess.run(
+        [
+            *(str(PYTHON), "-m", "holdfast", "recalibrate", str(dense), str(tmp_path / "again")),
+            *("--calibration", str(tmp_path / "calibration.jsonl"), "--answers", str(tmp_path / "answers.jsonl")),
+            *("--evaluated", str(tmp_path / "attack.jsonl"), "--recipe", json.dumps(recipe)),
+        ],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "workflow"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    about = read_json(tmp_path / "again/provenance.json")
+    assert about["calibration"]["answers"] == {"prompts": 16, "labelled": 16, "evaluated": 1, "used": 15}
+    assert about["calibration"]["chats"]["sequences"] >= 4
+    assert read_json(tmp_path / "again/config.json")["quantization_config"]["quant_method"] == "gptq"
