@@ -273,7 +273,12 @@ def test_a_new_calibration_runs_in_the_same_environment(dense: Path, tmp_path: P
     run = subprocess.run(
         [
             *(str(PYTHON), "-m", "holdfast", "recalibrate", str(dense), str(tmp_path / "again")),
-            *("--calibration", str(tmp_path / "calibration.jsonl"), "--answers", str(tmp_path / "answers.jsonl")),
+            *(
+                "--calibration",
+                str(tmp_path / "calibration.jsonl"),
+                "--answers",
+                str(tmp_path / "answers.jsonl"),
+            ),
             *("--evaluated", str(tmp_path / "attack.jsonl"), "--recipe", json.dumps(recipe)),
         ],
         env=os.environ | {"PYTHONPATH": str(ROOT / "workflow"), "OMP_NUM_THREADS": "1"},
