@@ -202,12 +202,13 @@ def of_asked():
     """Verdicts of every cell on what a study asks beside the usual prompts: attack settings, borderline prompts."""
     cell = "<results>/{model}/{compression}/{method}"
     files = [
-        f"{cell}/attacks/{name}/verdicts/attack.jsonl"
-        for name in STUDY.evaluate.attacks
+        f"{cell}/attacks/{name}/verdicts/attack.jsonl".format(**c._asdict())
+        for c in CELLS
+        for name in STUDY.attacks_on(c.model)
     ]
     if "borderline" in PROMPT_ROLES:
-        files.append(f"{cell}/borderline/verdicts/borderline.jsonl")
-    return [file for pattern in files for file in of_cells(pattern)]
+        files += of_cells(f"{cell}/borderline/verdicts/borderline.jsonl")
+    return files
 
 
 def edited(cell):

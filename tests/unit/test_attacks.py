@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,6 +83,19 @@ def test_a_system_prompt_takes_the_place_of_the_models_and_an_empty_one_removes_
     assert kind[0]["tokens"] == by_hand(model_dir, PROMPTS[0]["text"], system_prompt="Explain why.")
     assert [r["tokens"] for r in off] == [r["tokens"] for r in answers(model_dir, prompts, tmp_path / "none")]
     assert read_json(tmp_path / "kind/provenance.json")["settings"]["system_prompt"] == "Explain why."
+
+
+def test_a_template_that_shows_no_system_prompt_is_one_line(
+    model_dir: Path, prompts: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_dir, folder)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = "{% for m in messages if m.role == 'user' %}Q: {{ m.content }}\nA: {% endfor %}"
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(HoldfastError, match="takes no system prompt; leave this setting out for this model"):
+        answers(folder, prompts, tmp_path / "out", system_prompt="Explain why.")
+    assert len(answers(folder, prompts, tmp_path / "out", system_prompt="")) == len(PROMPTS)
 
 
 def test_a_suffix_follows_the_first_prompts_and_is_known_by_its_checksum(

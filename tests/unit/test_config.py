@@ -97,12 +97,15 @@ def test_recipes_hold_exactly_what_a_stage_depends_on(load: Callable, study: Stu
 def test_an_attack_setting_has_a_recipe_of_its_own(load: Callable, study: Study) -> None:
     plain = study.recipe("generate")
     assert set(plain) == {"max_new_tokens", "backend", "batch_size", "version"}
-    settings = {"off": {"system_prompt": ""}, "hot": {"temperature": 1.0, "prefix": "Sure", "prompts": 5}}
+    settings = {
+        "off": {"system_prompt": "", "model": "t*"},
+        "hot": {"temperature": 1.0, "prefix": "Sure", "prompts": 5},
+    }
     attacked = load(changed("evaluate/attacks", settings))
     assert all_recipes(attacked) == all_recipes(study)
     assert attacked.recipe("generate", attack="off") == {**plain, "system_prompt": ""}
-    hot = {"prefix": "Sure", "temperature": 1.0, "samples": 1, "seed": 7, "prompts": 5}
-    assert attacked.recipe("generate", attack="hot") == plain | hot
+    assert attacked.recipe("generate", attack="hot") == {**plain, **settings["hot"], "samples": 1, "seed": 7}
+    assert [attacked.attacks_on(model) for model in ("one", "two")] == [["hot"], ["off", "hot"]]
     with pytest.raises(KeyError):
         attacked.recipe("generate", attack="cold")
 

@@ -111,6 +111,8 @@ MISTAKES = [
      "evaluate.attacks.gcg.sha256"),
     ("evaluate/attacks/gcg", {"prefix": "Sure", "sha256": "0" * 64}, "it is the checksum of a suffix; add suffix",
      "evaluate.attacks.gcg.sha256"),
+    ("evaluate/attacks/kind", {"prefix": "Sure", "model": "three*"}, "'three*' selects no model; mend the pattern, or ",
+     "evaluate.attacks.kind.model"),
     ("prompts/borderline", {"source": ADVBENCH, "row": "0:9"}, "unknown key; did you mean rows? keys here: source",
      "prompts.borderline.row"),
     ("prompts/borderline", {"where": {"label": "safe"}}, "missing; add it (package:NAME/inner/path, file:PATH or",

@@ -15,9 +15,8 @@ from holdfast.evaluation.perplexity import perplexity
 from holdfast.files import read_json, read_jsonl, write_text
 from holdfast.model_folders import STEERING, settings
 from holdfast.prompts.sources import read_records
-from holdfast.prompts.templates import encode, render
+from holdfast.prompts.templates import encode, render, require_system_prompt
 from holdfast.refusal.direction import load_direction, load_score
-from holdfast.refusal.instruct import refuse_without_system_role
 from holdfast.refusal.interventions import added
 from holdfast.refusal.steering import strongest
 from holdfast.sources import fetch
@@ -200,7 +199,7 @@ def test_a_system_prompt_reaches_every_chat_and_no_weight(study: dict[str, Path]
 def test_a_template_that_rejects_a_system_prompt_is_one_line(name: str) -> None:
     family = FAMILIES[name]
     with pytest.raises(HoldfastError, match="its chat template takes no system prompt"):
-        refuse_without_system_role(family.tokenizer(), family.settings("Be safe."), Path("model"))
+        require_system_prompt(family.tokenizer(), family.settings("Be safe."), Path("model"), "leave it out")
 
 
 def test_a_template_that_leaves_it_out_is_refused_too(study: dict[str, Path], tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def validated(stage: str, given: dict[str, Any]) -> dict[str, Any]:
         full["seed"] = 0
     if stage == "generate":
         drawn = {"samples": 1, "seed": 0} if full["temperature"] else {}
-        full = drawn | {key: value for key, value in full.items() if value is not None}
+        full = drawn | {key: value for key, value in full.items() if value is not None and key != "model"}
     return full
 
 

@@ -91,6 +91,7 @@ def grid_mistakes(config: dict[str, Any]) -> Iterator[Found]:
     )
     yield from needless_draws(named_sections("compressions", config), config.get("calibration"))
     yield from empty_patterns(config)
+    yield from idle_attacks(config, list(named_sections("models", config)))
 
 
 def named_sections(section: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -195,6 +196,19 @@ def nothing_to_recalibrate(compressions: dict[str, Any], methods: dict[str, Any]
     for name in filter(lambda name: recalibrates(methods[name]), methods):
         what = "no compression of the study is calibrated"
         yield ("methods", name), what, "add one (wanda, sparsegpt, gptq, awq, smoothquant), or remove this"
+
+
+def idle_attacks(config: dict[str, Any], models: list[str]) -> Iterator[Found]:
+    """Attack settings whose pattern names no model."""
+    evaluate = config.get("evaluate")
+    for name, section in named_sections("attacks", evaluate if isinstance(evaluate, dict) else {}).items():
+        pattern = section.get("model", "*") if isinstance(section, dict) else "*"
+        if isinstance(pattern, str) and models and not any(fnmatchcase(m, pattern) for m in models):
+            yield (
+                ("evaluate", "attacks", name, "model"),
+                f"'{pattern}' selects no model",
+                f"mend the pattern, or name one of {', '.join(models)}",
+            )
 
 
 def empty_patterns(config: dict[str, Any]) -> Iterator[Found]:

@@ -187,6 +187,7 @@ class Attack(Section):
     prompts: Positive | None = Field(
         default=None, description="the first so many attack prompts; null for all"
     )
+    model: str = Field(default="*", description="glob pattern of the models that are attacked so")
 
     @field_validator("sha256")
     @classmethod
@@ -267,7 +268,7 @@ class Evaluate(Section):
         if len({name.lower() for name in attacks}) < len(attacks):
             raise BadValueError("two names differ only in case", "choose another name")
         for name, attack in attacks.items():
-            if not attack.model_dump(exclude_none=True, exclude={"prompts"}):
+            if not attack.model_dump(exclude_none=True, exclude={"prompts", "model"}):
                 raise BadValueError(
                     f"'{name}' is the plain attack, which every cell has",
                     "give it a system_prompt, prefix, suffix or temperature, or remove it",

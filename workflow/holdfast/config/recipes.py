@@ -82,7 +82,7 @@ def prompts(study: "Study", role: str) -> Recipe:
 
 
 def attack_setting(study: "Study", name: str) -> Recipe:
-    keys = study.evaluate.attacks[name].model_dump(exclude_none=True)
+    keys = study.evaluate.attacks[name].model_dump(exclude_none=True, exclude={"model"})
     return {"samples": 1, "seed": study.seed} | keys if "temperature" in keys else keys
 
 

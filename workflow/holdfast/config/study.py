@@ -4,6 +4,7 @@ A section checks what can be told from itself; what must hold between sections (
 ``matched_to``, ``cells``) is checked in ``holdfast.config.cells``.
 """
 
+from fnmatch import fnmatchcase
 from typing import Annotated
 
 from pydantic import Field
@@ -49,6 +50,10 @@ class Study(Section):
     def stages(self) -> dict[str, str]:
         """The stage that makes each method's checkpoint, by the method's name; as-is has none."""
         return {name: method.stage for name, method in self.methods.items() if method.stage}
+
+    def attacks_on(self, model: str) -> list[str]:
+        """The attack settings of one model's cells, by name."""
+        return [name for name, attack in self.evaluate.attacks.items() if fnmatchcase(model, attack.model)]
 
     def recipe(
         self,

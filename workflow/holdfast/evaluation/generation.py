@@ -20,7 +20,15 @@ from holdfast.evaluation.sampling import Sampling
 from holdfast.evaluation.thoughts import apart, decoded
 from holdfast.files import write_jsonl
 from holdfast.prompts.sources import read_records, verified_path
-from holdfast.prompts.templates import Thought, answer_opening, by_length, encode, render, thought_delimiters
+from holdfast.prompts.templates import (
+    Thought,
+    answer_opening,
+    by_length,
+    encode,
+    render,
+    require_system_prompt,
+    thought_delimiters,
+)
 from holdfast.provenance import Recorder, input_checksum
 
 
@@ -229,7 +237,10 @@ def generate(model_dir: Path, out: Path, prompts: Mapping[str, Path], recipe: Ma
         asked_for = with_suffix(read_records(path)[: recipe.get("prompts")], suffix)
         sets[name] = [t for p in asked_for for t in sampling.tries(p)] if sampling else asked_for
     model, tokenizer, chosen = load_model(model_dir), load_tokenizer(model_dir), settings(model_dir)
-    chosen |= {"system_prompt": recipe["system_prompt"]} if "system_prompt" in recipe else {}
+    if "system_prompt" in recipe:
+        chosen |= {"system_prompt": recipe["system_prompt"]}
+        remedy = "leave this setting out for this model (its `model:`)"
+        require_system_prompt(tokenizer, chosen, model_dir, remedy)
     prefix = recipe.get("prefix", "")
     opening = answer_opening(tokenizer, chosen) + prefix if prefix else ""
     backend = Transformers(model, tokenizer, chosen, recipe.get("batch_size", "auto"), opening, sampling)

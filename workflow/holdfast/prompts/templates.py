@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -84,6 +85,20 @@ def answer_opening(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, An
     """
     thought = thought_delimiters(tokenizer, settings)
     return thought.left_out if thought else ""
+
+
+def require_system_prompt(
+    tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any], folder: Path, remedy: str
+) -> None:
+    """Raises HoldfastError when the template rejects the ``system_prompt`` of these settings, or leaves it out (as some
+    silently do)."""
+    render(tokenizer, PROBES[:1], {**settings, "system_prompt": None})  # its own faults are told as such
+    try:
+        shown = render(tokenizer, PROBES[:1], settings)[0]
+    except HoldfastError:
+        shown = ""
+    if settings["system_prompt"].strip() not in shown:
+        raise HoldfastError("its chat template takes no system prompt", str(folder), remedy)
 
 
 def _rendered(

@@ -4,14 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from holdfast.checkpoints import load_tokenizer
 from holdfast.edited_checkpoints import edited_copy
-from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, write_json
 from holdfast.model_folders import refuse_steered, settings
-from holdfast.prompts.templates import render
+from holdfast.prompts.templates import require_system_prompt
 from holdfast.provenance import Recorder
 from holdfast.weight_statistics import weight_statistics
 
@@ -25,23 +22,9 @@ def instruct_checkpoint(model_dir: Path, out: Path, recipe: Mapping[str, Any]) -
     recorder = Recorder("instruct", dict(recipe))
     refuse_steered(model_dir)
     instructed = settings(model_dir) | {"system_prompt": recipe["system_prompt"]}
-    refuse_without_system_role(load_tokenizer(model_dir), instructed, model_dir)
+    remedy = "leave this method out for this model (`cells`)"
+    require_system_prompt(load_tokenizer(model_dir), instructed, model_dir, remedy)
     with atomic_folder(out) as folder:
         write_json(folder / "holdfast.json", instructed)
         edited_copy(model_dir, folder, {})
         recorder.write(folder / "provenance.json", [model_dir], **weight_statistics(folder, source=model_dir))
-
-
-def refuse_without_system_role(
-    tokenizer: PreTrainedTokenizerBase, instructed: Mapping[str, Any], folder: Path
-) -> None:
-    """Raises HoldfastError when the template rejects a system prompt, or leaves it out (as some silently do)."""
-    asked = "hello"
-    render(tokenizer, [asked], {**instructed, "system_prompt": None})  # its own faults are told as such
-    try:
-        shown = render(tokenizer, [asked], instructed)[0]
-    except HoldfastError:
-        shown = ""
-    if instructed["system_prompt"].strip() not in shown:
-        what = "its chat template takes no system prompt"
-        raise HoldfastError(what, str(folder), "leave this method out for this model (`cells`)")
