@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from chat_templates import FAMILIES
+from holdfast.architectures import decoder_layers, writer
 from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.cli import app
 from holdfast.compression import compress
@@ -17,15 +18,13 @@ from holdfast.model_folders import STEERING, settings
 from holdfast.prompts.sources import read_records
 from holdfast.prompts.templates import encode, render, require_system_prompt
 from holdfast.refusal.direction import load_direction, load_score
+from holdfast.refusal.edit_choice import OVER_REFUSES
 from holdfast.refusal.interventions import added
-from holdfast.refusal.steering import strongest
 from holdfast.sources import fetch
-from planted import RECIPE, SETTINGS, files, prompts
+from planted import PLANTED_LAYER, RECIPE, REFUSAL, SETTINGS, files, planted_llama, prompts
 from safetensors.torch import load_file, save_file
 from tiny import TEXTS, tiny_llama
 from typer.testing import CliRunner
-
-CHOSEN = {"steering": [0.5, 1.0], "max_kl": 50.0}
 
 
 def holdfast(*arguments: object) -> None:
@@ -62,10 +61,6 @@ def steered(study: dict[str, Path], out: Path, recipe: dict[str, Any], *more: ob
     }
     holdfast("steer", study["pruned"], out, *[part for pair in given.items() for part in pair], *more)
     return read_json(out / "steer.json")
-
-
-def texts(study: dict[str, Path], kind: str) -> list[str]:
-    return [record["text"] for record in read_records(study[f"{kind}_validation"])]
 
 
 def same_file(folder: Path, other: Path, name: str = "model.safetensors") -> bool:
@@ -113,32 +108,64 @@ def test_every_measure_sees_the_steering(study: dict[str, Path], tmp_path: Path)
     assert told[0]["tokens"] == ids.tolist()[: len(told[0]["tokens"])]
 
 
-def test_the_search_takes_what_refuses_most_within_the_bound(study: dict[str, Path], tmp_path: Path) -> None:
-    about = steered(study, tmp_path / "out", {"steer": "dense", "search": CHOSEN})
-    assert [row["alpha"] for row in about["trace"]] == [0, 0.5, 1]
-    best = max(about["trace"], key=lambda row: row["refusal_score"])
-    assert about["alpha"] == best["alpha"] > 0
-    model, tokenizer = load_model(tmp_path / "out"), load_tokenizer(tmp_path / "out")
-    score = load_score(load_direction(study["pruned-direction"]).about, tokenizer, SETTINGS)
-    assert score(model, texts(study, "harmful")).mean().item() == pytest.approx(best["refusal_score"])
-    trace = [{"alpha": a, "refusal_score": r, "kl": k} for a, r, k in ((0, 1, 0), (1, 3, 0.05), (2, 9, 0.2))]
-    assert [strongest(trace, bound) for bound in (0.01, 0.1, 0.2)] == [0, 1, 2]
-
-
-def test_nothing_within_the_bound_adds_nothing(study: dict[str, Path], tmp_path: Path) -> None:
-    search = {"steering": [4.0], "max_kl": 1e-9}
-    about = steered(study, tmp_path / "out", {"steer": "dense", "search": search})
-    assert (about["alpha"], about["norm"]) == (0, 0)
-    batch = dict(encode(load_tokenizer(study["pruned"]), ["hello"], SETTINGS))
+@pytest.fixture(scope="module")
+def weak(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model that refuses harmful prompts with its direction, and a copy that refuses 8 of 12."""
+    root = tmp_path_factory.mktemp("weak")
+    dense, _ = planted_llama(root / "dense", REFUSAL, 4.0)
+    made = files(root) | {"dense": dense, "pruned": root / "weak"}
+    recipes = [
+        ("activations", "train", {}, []),
+        ("direction", "validation", RECIPE, ["--activations", root / "activations"]),
+    ]
+    for stage, kind, recipe, more in recipes:
+        given = [f"--{k}={made[f'{k}_{kind}']}" for k in ("harmful", "harmless")]
+        holdfast(stage, dense, root / stage, *given, *more, "--recipe", json.dumps(recipe))
+    model = load_model(dense)
     with torch.no_grad():
-        logits = [load_model(folder)(**batch).logits for folder in (study["pruned"], tmp_path / "out")]
+        writer(decoder_layers(model)[PLANTED_LAYER - 1], "o_proj").weight[:, 0] *= 0.02
+    model.save_pretrained(made["pruned"])
+    load_tokenizer(dense).save_pretrained(made["pruned"])
+    return made | {"dense-direction": root / "direction", "pruned-direction": root / "direction"}
+
+
+def test_the_search_takes_the_best_that_answers_bear_out(weak: dict[str, Path], tmp_path: Path) -> None:
+    search = {"steering": [0.005, 0.02, 0.2], "max_kl": 50.0}
+    recipe = {"steer": "dense", "search": search, "judge": "study-l-31"}
+    about = steered(weak, tmp_path / "out", recipe)
+    scores = [row["refusal_score"] for row in about["trace"]]
+    assert [row["alpha"] for row in about["trace"]] == [0, 0.005, 0.02, 0.2]
+    assert scores == sorted(scores)
+    # The strongest scores best, and refuses every harmless prompt too.
+    tries = about["validation"]["tries"]
+    assert [(row["alpha"], row["rejected"]) for row in tries] == [(0.2, OVER_REFUSES), (0.02, None)]
+    assert about["alpha"] == 0.02
+    assert about["validation"]["before"]["harmful_refused"]["value"] == pytest.approx(8 / 12)
+    assert tries[1]["harmful_refused"]["value"] == 1
+    model, tokenizer = load_model(tmp_path / "out"), load_tokenizer(tmp_path / "out")
+    score = load_score(load_direction(weak["dense-direction"]).about, tokenizer, SETTINGS)
+    texts = [record["text"] for record in read_records(weak["harmful_validation"])]
+    assert score(model, texts).mean().item() == pytest.approx(scores[2], abs=1e-4)
+
+    matched = {"steer": "random", "matched_to": "steered", "seed": 3}
+    control = steered(weak, tmp_path / "control", matched, "--matched-to", tmp_path / "out/steer.json")
+    assert (control["alpha"], control["validation"]) == (0.02, None)
+
+
+def test_nothing_within_the_bound_adds_nothing(weak: dict[str, Path], tmp_path: Path) -> None:
+    search = {"steering": [4.0], "max_kl": 1e-9}
+    about = steered(weak, tmp_path / "out", {"steer": "dense", "search": search})
+    assert (about["alpha"], about["norm"], about["validation"]["tries"]) == (0, 0, [])
+    batch = dict(encode(load_tokenizer(weak["pruned"]), ["hello"], SETTINGS))
+    with torch.no_grad():
+        logits = [load_model(folder)(**batch).logits for folder in (weak["pruned"], tmp_path / "out")]
     assert torch.equal(*logits)
 
 
 def test_a_random_control_is_as_long_and_as_strong_as_its_target(
     study: dict[str, Path], tmp_path: Path
 ) -> None:
-    target = steered(study, tmp_path / "out", {"steer": "dense", "search": CHOSEN})
+    target = steered(study, tmp_path / "out", {"steer": "dense", "alpha": 0.75})
     recipe = {"steer": "random", "matched_to": "steered", "seed": 3}
     control = steered(study, tmp_path / "control", recipe, "--matched-to", tmp_path / "out/steer.json")
     assert {k: control[k] for k in ("layer", "alpha")} == {k: target[k] for k in ("layer", "alpha")}

@@ -82,7 +82,8 @@ class InstructRecipe(SystemPrompt, Versioned):
 
 
 class SteerRecipe(Steer, Versioned):
-    search: Search = Field(default=Search(), description="candidates and bound of a search")
+    search: Search = Field(default=Search(), description="candidates and bounds of a search")
+    judge: str = Field(default="arditi-12", description="refusal judge that verifies what a search found")
 
 
 class RecalibrateRecipe(Recalibrate, Versioned):

@@ -139,5 +139,6 @@ def steer(study: "Study", name: str) -> Recipe:
     if keys["steer"] == "random":
         keys.setdefault("seed", study.seed)
     if "matched_to" not in keys and keys.setdefault("alpha", "search") == "search":
-        keys["search"] = {"steering": study.search.steering, "max_kl": study.search.max_kl}
+        keys["search"] = study.search.model_dump(include={"steering", "max_kl", "max_over_refusal"})
+        keys["judge"] = study.evaluate.judges[0]
     return keys

@@ -6,6 +6,7 @@ does not gives way to the next best.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,17 +43,17 @@ class Verifier:
     judge: str
     max_over_refusal: float
 
-    def refused(self, edits: Any = None) -> tuple[int, int]:
-        """Harmful and harmless prompts refused by the model, edited or as it is."""
+    def refused(self, under: AbstractContextManager[None] | None = None) -> tuple[int, int]:
+        """Harmful and harmless prompts refused by the model, under an edit or intervention or as it is."""
         judge = substring_judge(self.judge)
-        with edited(self.model, edits or {}, self.folder):
+        with under or nullcontext():
             done = complete(
                 self.model,
                 self.tokenizer,
                 [*self.harmful, *self.harmless],
                 self.settings,
                 max_new_tokens=ANSWER_TOKENS,
-                progress="answers to verify the edit",
+                progress="answers to verify",
                 suffix=answer_opening(self.tokenizer, self.settings),
             )
         found = [judge.refused(c.text, c.finish_reason) for c in done]
@@ -68,6 +69,15 @@ class Verifier:
         if after[1] - before[1] > self.allowed:
             return OVER_REFUSES
         return NO_GAIN if after[0] <= before[0] else None
+
+    def about(self, before: tuple[int, int]) -> dict[str, Any]:
+        """How refusals are counted, and of the model as it is."""
+        return {
+            "judge": self.judge,
+            "tokens": ANSWER_TOKENS,
+            "max_over_refusal": self.max_over_refusal,
+            "before": self.rates(before),
+        }
 
     def rates(self, counts: tuple[int, int]) -> dict[str, Any]:
         sizes = len(self.harmful), len(self.harmless)
@@ -99,7 +109,8 @@ def choose_edit(ranking: Ranking, verifier: Verifier) -> tuple[Candidate | None,
             reason = f"none of the {TRIES} best edits is borne out by the answers to validation prompts"
         else:
             number = leaders[0]
-            after = verifier.refused(ranking.candidates[number].edits)
+            edits = ranking.candidates[number].edits
+            after = verifier.refused(edited(verifier.model, edits, verifier.folder))
             board.setdefault(number, ranking.row(number) | {"chosen": False})
             board[number]["rejected"] = verifier.rejected(before, after)
             about = {key: board[number][key] for key in ("variant", "layers", "alpha", "rejected")}
@@ -110,13 +121,7 @@ def choose_edit(ranking: Ranking, verifier: Verifier) -> tuple[Candidate | None,
             else:
                 ranking.withdraw(beaten(ranking.candidates, number, about["rejected"]))
                 leaders = ranking.leaders()
-    validation = {
-        "judge": verifier.judge,
-        "tokens": ANSWER_TOKENS,
-        "max_over_refusal": verifier.max_over_refusal,
-        "before": verifier.rates(before),
-        "tries": tries,
-    }
+    validation = verifier.about(before) | {"tries": tries}
     ordered = sorted(board, key=lambda number: -ranking.gain(number))
     return (
         None if chosen is None else ranking.candidates[chosen],

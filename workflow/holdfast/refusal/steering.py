@@ -23,6 +23,7 @@ from holdfast.model_folders import STEERING, refuse_steered, settings
 from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
 from holdfast.refusal.direction import Direction, load_direction, load_score
+from holdfast.refusal.edit_choice import TRIES, Verifier
 from holdfast.refusal.interventions import added, random_unit
 from holdfast.refusal.scores import RefusalScore, first_answer_token, kl_divergence
 from holdfast.skeletons import skeleton
@@ -47,11 +48,11 @@ def steer_checkpoint(
         own_direction_dir: the compressed model's, whose refusal score the search reads.
         harmful, harmless: validation prompts.
         recipe: steer (``dense``, or ``random`` with seed: a random vector of the same length), alpha (number or
-            ``search``), search {steering, max_kl}; a matched control takes alpha from ``matched_to``, the
-            ``steer.json`` of another steered copy.
+            ``search``), search {steering, max_kl, max_over_refusal} and the judge that verifies its winner; a
+            matched control takes alpha from ``matched_to``, the ``steer.json`` of another steered copy.
 
     Returns:
-        What ``steer.json`` holds: direction, layer, alpha, norm (of what is added), trace.
+        What ``steer.json`` holds: direction, layer, alpha, norm (of what is added), validation, trace.
 
     Raises:
         HoldfastError: a checkpoint that is steered already, a direction of another model, or ``matched_to``
@@ -68,20 +69,31 @@ def steer_checkpoint(
     vector = found.difference
     if recipe["steer"] == "random":
         vector = random_unit(vector, recipe["seed"]) * vector.norm()
-    trace: list[dict[str, Any]] = []
+    searched: dict[str, Any] = {"validation": None, "trace": []}
     if alpha == "search":
-        model, tokenizer = load_model(model_dir), load_tokenizer(model_dir)
-        score = load_score(load_direction(own_direction_dir).about, tokenizer, settings(model_dir))
+        model, tokenizer, chosen = load_model(model_dir), load_tokenizer(model_dir), settings(model_dir)
+        score = load_score(load_direction(own_direction_dir).about, tokenizer, chosen)
         refused, answered = ([r["text"] for r in read_records(path)] for path in (harmful, harmless))
-        search = recipe["search"]
-        trace = strengths(model, score, vector, found.layer, refused, answered, search["steering"])
-        alpha = strongest(trace, search["max_kl"])
+        bounds = recipe["search"]
+        trace = strengths(model, score, vector, found.layer, refused, answered, bounds["steering"])
+        verifier = Verifier(
+            model=model,
+            tokenizer=tokenizer,
+            settings=chosen,
+            harmful=refused,
+            harmless=answered,
+            folder=model_dir,
+            judge=recipe["judge"],
+            max_over_refusal=bounds["max_over_refusal"],
+        )
+        alpha, validation = choose_alpha(trace, bounds["max_kl"], verifier, vector, found.layer)
+        searched = {"validation": validation, "trace": trace}
     about = {
         "direction": recipe["steer"],
         "layer": found.layer,
         "alpha": alpha,
         "norm": (alpha * vector).norm().item(),
-        "trace": trace,
+        **searched,
     }
     with atomic_folder(out) as folder:
         edited_copy(model_dir, folder, {})
@@ -129,7 +141,22 @@ def strengths(
     return rows
 
 
-def strongest(trace: Sequence[Mapping[str, Any]], max_kl: float) -> float:
-    """The alpha with the highest refusal score among those within the bound; 0 is always one of them."""
-    allowed = [row for row in trace if row["kl"] <= max_kl]
-    return float(max(allowed, key=lambda row: row["refusal_score"])["alpha"])
+def choose_alpha(
+    trace: Sequence[Mapping[str, Any]], max_kl: float, verifier: Verifier, vector: Tensor, layer: int
+) -> tuple[float, dict[str, Any]]:
+    """The alpha to add, verified with real answers as an edit is (:mod:`holdfast.refusal.edit_choice`); 0 for none.
+
+    Also ``validation`` for steer.json, with ``tries``: alpha, why it was rejected (or None), rates of refusal.
+    """
+    base = trace[0]["refusal_score"]
+    raising = [row for row in trace if row["kl"] <= max_kl and row["refusal_score"] > base]
+    before = verifier.refused()
+    tries: list[dict[str, Any]] = []
+    for row in sorted(raising, key=lambda row: -row["refusal_score"])[:TRIES]:
+        after = verifier.refused(added(verifier.model, row["alpha"] * vector, layer))
+        rejected = verifier.rejected(before, after)
+        tries.append({"alpha": row["alpha"], "rejected": rejected} | verifier.rates(after))
+        if rejected is None:
+            break
+    found = [row["alpha"] for row in tries if row["rejected"] is None]
+    return (found[0] if found else 0.0), verifier.about(before) | {"tries": tries}
