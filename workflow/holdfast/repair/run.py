@@ -93,10 +93,13 @@ def bring(wanted: Request, work: Path, say: Say) -> None:
     """The dense model into ``dense``, the compressed one beside it with the dense one's tokenizer."""
     if not (work / "dense/provenance.json").exists():
         say(f"reading {wanted.dense}")
-        recipe = {"source": wanted.dense, "adapter": wanted.adapter}
+        recipe: dict[str, Any] = {"source": wanted.dense, "adapter": wanted.adapter}
         if wanted.dense.startswith("path:"):
             chosen = settings(source_folder(wanted.dense))
             recipe |= {key: chosen[key] for key in ("thinking", "system_prompt")}
+        if recipe.get("thinking") is None:
+            # The answers measured are short: a thought would fill them. Other templates do not look at it.
+            recipe["thinking"] = False
         fetch(recipe, work / "dense")
     if read_config(work / "dense").get("quantization_config"):
         raise HoldfastError("is quantized itself", wanted.dense, "give the dense original")
