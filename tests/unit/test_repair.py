@@ -10,6 +10,7 @@ from holdfast.cli import main
 from holdfast.errors import HoldfastError
 from holdfast.files import MARKER, write_json, write_jsonl
 from holdfast.repair.measuring import Measured
+from holdfast.repair.origin import origin
 from holdfast.repair.pace import Pace, estimates
 from holdfast.repair.request import ROLES, Request, asked, prompt_sets, split
 from holdfast.repair.rules import paired_fall, perplexity_rises, reasons_against
@@ -121,8 +122,43 @@ def test_a_changed_model_is_another_request(tmp_path: Path) -> None:
     assert asked(wanted) != before
 
 
+@pytest.mark.parametrize(
+    ("recipe", "quantization", "density", "how", "awq"),
+    [
+        (
+            {"prune": "wanda", "sparsity": 0.5},
+            None,
+            0.5,
+            "pruned by wanda, 50 % of the weights set to zero",
+            False,
+        ),
+        ({"prune": "sparsegpt", "pattern": "2:4"}, None, 0.5, "pruned by sparsegpt, 2:4", False),
+        (
+            {"quantize": "awq", "bits": 4, "group_size": 64},
+            {"quant_method": "compressed-tensors"},
+            None,
+            "quantized by awq, 4 bits in groups of 64",
+            True,
+        ),
+        ({"quantize": "fp8"}, {"quant_method": "compressed-tensors"}, None, "quantized by fp8", False),
+        (None, {"quant_method": "awq"}, None, "quantized, stored as awq", True),
+        (None, None, 0.75, "25.0 % of the weights of its linears are zero", False),
+        (None, None, 1.0, "its files do not tell how", False),
+    ],
+)
+def test_how_a_model_was_compressed_is_read_from_its_files(
+    tmp_path: Path, recipe: Any, quantization: Any, density: float | None, how: str, awq: bool
+) -> None:
+    write_json(tmp_path / "config.json", {"quantization_config": quantization} if quantization else {})
+    if recipe:
+        write_json(tmp_path / "provenance.json", {"recipe": recipe})
+    assert origin(tmp_path, density) == {"how": how, "awq": awq}
+    (tmp_path / "recipe.yaml").write_text("default_stage: {default_modifiers: {AWQModifier: {}}}")
+    assert origin(tmp_path, density)["awq"]
+
+
 def test_bar_reaches_its_end_whatever_the_steps_took() -> None:
-    measured = {"load": 1.0, "pass": 0.1, "token": 0.01, "prompt_tokens": 50.0, "layers": 30}
+    measured = {"load": 1.0, "pass": 0.1, "token": 0.01, "prompt_tokens": 50.0, "layers": 30, "positions": 1}
     sizes = {f"{kind}_{role}": 10 for kind in ("harmful", "harmless") for role in ROLES}
     expected = estimates(measured, sizes, 11, False)
     assert all(seconds > 0 for seconds in expected.values())

@@ -8,12 +8,10 @@ import torch
 
 from holdfast.config.by_hand import validated
 from holdfast.files import read_json
-from holdfast.model_folders import read_config
 from holdfast.refusal.activations import cache_activations
 from holdfast.refusal.aird import VARIANTS
 from holdfast.refusal.direction import find_direction
 from holdfast.refusal.edit import edit_checkpoint
-from holdfast.sources import source_folder
 
 PRUNED = 0.99  # a density below it is a pruned model's
 
@@ -23,14 +21,20 @@ def activations(model: Path, out: Path, prompts: Mapping[str, Path]) -> None:
     cache_activations(model, out, prompts["harmful_train"], prompts["harmless_train"], recipe)
 
 
+def positions() -> str | list[int]:
+    """Where the direction is looked for: at every position after the instruction where there is a GPU.
+
+    At the last one on a CPU, where each position takes a minute even on a model of 135 million weights.
+    """
+    return "all" if torch.cuda.is_available() else [-1]
+
+
 def direction(model: Path, activations: Path, out: Path, prompts: Mapping[str, Path]) -> None:
     """The dense model's direction, among all layers, under the bounds of Arditi et al. 2024.
 
-    At every position after the instruction where there is a GPU, at the last one on a CPU, where each position takes
-    a minute even on a model of 135 million weights. Where no candidate passes, the best of the failing ones is taken.
+    Where no candidate passes them, the best of the failing ones.
     """
-    positions = "all" if torch.cuda.is_available() else [-1]
-    _find(model, out, activations, prompts, {"positions": positions})
+    _find(model, out, activations, prompts, {"positions": positions()})
 
 
 def own_direction(
@@ -50,9 +54,12 @@ def _find(
     )
 
 
-def edit_recipe(checkpoint: Path, source: str) -> dict[str, Any]:
-    """Everything searched: variants, layers, strengths; a pruned model keeps its zeros."""
-    names = [name for name in VARIANTS if name != "restore" or not made_by_awq(source)]
+def edit_recipe(checkpoint: Path, awq: bool) -> dict[str, Any]:
+    """Everything searched: variants, layers, strengths; a pruned model keeps its zeros.
+
+    ``awq``: AWQ made the checkpoint, so that ``restore`` is left out.
+    """
+    names = [name for name in VARIANTS if name != "restore" or not awq]
     return validated(
         "edit",
         {
@@ -99,19 +106,3 @@ def pruned(checkpoint: Path) -> bool:
     """Whether the linears of a dense checkpoint hold zeros; a quantized one's are weights rounded down."""
     density = read_json(checkpoint / "provenance.json")["density"]
     return density is not None and density < PRUNED
-
-
-def made_by_awq(source: str) -> bool:
-    """As far as a checkpoint's own files tell: the dense weights do not fit into its rescaled matrices."""
-    folder = source_folder(source)
-    method = (read_config(folder).get("quantization_config") or {}).get("quant_method")
-    notes = folder / "recipe.yaml"  # llm-compressor's
-    told = notes.is_file() and "AWQ" in notes.read_text(encoding="utf-8", errors="replace")
-    return method == "awq" or told or made_by(folder).get("quantize") == "awq"
-
-
-def made_by(folder: Path) -> dict[str, Any]:
-    """The recipe of ``holdfast compress`` that made a checkpoint; empty where another made it."""
-    record = read_json(folder / "provenance.json") if (folder / "provenance.json").is_file() else {}
-    recipe = record.get("recipe") if isinstance(record, dict) else None
-    return recipe if isinstance(recipe, dict) else {}

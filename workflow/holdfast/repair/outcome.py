@@ -4,18 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from holdfast.config.compressions import QUANTIZATIONS
 from holdfast.evaluation.judges import human_agreement
 from holdfast.files import read_json, sha256
-from holdfast.model_folders import read_config
-from holdfast.repair.editing import made_by
 from holdfast.repair.measuring import GENERATE, JUDGE, PERPLEXITY, Measured, changed
 from holdfast.repair.request import ROLES, Request
 from holdfast.repair.rules import RULES
-from holdfast.sources import source_folder
+from holdfast.repair.work import ORIGIN
 from holdfast.statistics import Rate
 
 MODELS = ("dense", "compressed", "repaired", "control")
+DIRECTION = ("layer", "position", "token", "candidates", "usable", "bounds", "ablation", "score", "chosen")
 FEW = 50  # test prompts of a kind, below which the intervals are said to be wide
 POOR = 0.8  # AUROC of a refusal score, below which it is said to tell refusals poorly
 
@@ -36,16 +34,12 @@ def outcome(request: Request, work: Path, measured: Mapping[str, Measured]) -> d
         },
         "compressed": {
             "name": shown(request.compressed),
-            "how": compression(request.compressed, record["compressed"]["density"]),
+            "how": read_json(work / ORIGIN)["how"],
             **checksums(record["compressed"]),
         },
         "repaired": checksums(record["repaired"]),
-        "direction": {
-            **{
-                k: about[k]
-                for k in ("layer", "position", "token", "usable", "bounds", "ablation", "score", "chosen")
-            },
-        },
+        "direction": {key: about[key] for key in DIRECTION}
+        | {"positions": read_json(work / "direction/provenance.json")["recipe"]["positions"]},
         "edit": {
             **{k: v for k, v in edit.items() if k not in ("trace", "leaderboard", "direction")},
             "candidates": max(len(edit["trace"]) - 1, 0),
@@ -94,25 +88,6 @@ def checksums(record: Mapping[str, Any]) -> dict[str, Any]:
 def prompt_files(work: Path, kind: str) -> list[tuple[str, int, str]]:
     files = [(role, work / "prompts" / f"{kind}_{role}.jsonl") for role in ROLES]
     return [(role, len(file.read_text(encoding="utf-8").splitlines()), sha256(file)) for role, file in files]
-
-
-def compression(source: str, density: float | None) -> str:
-    """How a checkpoint was compressed, as far as its own files tell."""
-    folder = source_folder(source)
-    recipe = made_by(folder)
-    if method := recipe.get("prune"):
-        share = recipe.get("pattern") or f"{100 * recipe['sparsity']:g} % of the weights set to zero"
-        return f"pruned by {method}, {share}"
-    if (method := recipe.get("quantize")) in QUANTIZATIONS:
-        bits = f", {recipe['bits']} bits" if recipe.get("bits") else ""
-        group = f" in groups of {recipe['group_size']}" if isinstance(recipe.get("group_size"), int) else ""
-        return f"quantized by {method}{bits}{group}"
-    quantization = read_config(folder).get("quantization_config")
-    if quantization:
-        return f"quantized, stored as {quantization.get('quant_method', 'an unnamed format')}"
-    if density is not None and density < 1:
-        return f"{100 * (1 - density):.1f} % of the weights of its linears are zero"
-    return "its files do not tell how"
 
 
 def numbers(measured: Measured) -> dict[str, Any]:

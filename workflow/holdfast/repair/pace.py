@@ -9,9 +9,12 @@ from tqdm import tqdm
 
 from holdfast.evaluation.generation import complete
 from holdfast.files import write_json
+from holdfast.prompts.templates import post_instruction_tokens
+from holdfast.refusal.aird import VARIANTS
 from holdfast.refusal.direction import ANSWER_TOKENS
 from holdfast.refusal.passes import Prompts, next_token_logits
 from holdfast.refusal.selection import DEEPEST
+from holdfast.repair.editing import positions
 from holdfast.repair.measuring import NEW_TOKENS, WINDOW, WINDOWS
 from holdfast.repair.outcome import MODELS
 
@@ -54,6 +57,7 @@ def timed(model_dir: Path, texts: Sequence[str], out: Path) -> None:
             "token": max(answers - whole, 0.0) / (len(rows) * TOKENS),
             "prompt_tokens": sum(prompts.lengths()) / len(rows),
             "layers": len(decoder_layers(model)),
+            "positions": len(post_instruction_tokens(tokenizer, chosen)) if positions() == "all" else 1,
         },
     )
 
@@ -75,13 +79,15 @@ def estimates(
     answers = load + tested * (one + NEW_TOKENS * token)
     # Both scores of the validation prompts, and the answers they are checked against.
     check = load + validation * (5 * one + ANSWER_TOKENS * token)
-    sweep = check + DEEPEST * measured["layers"] * SWEEP_PASSES * one
+    sweep = check + DEEPEST * measured["layers"] * measured["positions"] * SWEEP_PASSES * one
     search = load + one * (sizes["harmless_train"] + 2 * validation)
     search += measured["layers"] * strengths * SEARCH_PASSES * one
+    search += validation * (
+        len(VARIANTS) * one + 2 * ANSWER_TOKENS * token
+    )  # the best in full, and their answers
     ability = load + WINDOWS * WINDOW * per_text_token
     ability += 0 if quick else ZERO_SHOT_TOKENS * per_text_token
-    found = {"activations": load + train * one}
-    found["direction"] = sweep
+    found = {"activations": load + train * one, "direction": sweep}
     found |= {"own activations": load + train * one, "own direction": check + 3 * validation * one}
     found |= {"edit": search, "control": load + one * sizes["harmless_train"]}
     for name in MODELS:

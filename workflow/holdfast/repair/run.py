@@ -17,11 +17,12 @@ from holdfast.provenance import Recorder
 from holdfast.refusal.edit_candidates import alpha_values
 from holdfast.repair import editing, measuring
 from holdfast.repair.card import model_card
+from holdfast.repair.origin import origin
 from holdfast.repair.outcome import MODELS, outcome
 from holdfast.repair.pace import Pace, estimates, minutes, timed
 from holdfast.repair.request import Request, asked, prompt_sets
 from holdfast.repair.rules import NotRepairedError, reasons_against
-from holdfast.repair.work import REPORT, refuse_foreign, work_folder
+from holdfast.repair.work import ORIGIN, REPORT, refuse_foreign, work_folder
 from holdfast.sources import fetch, source_folder
 
 Say = Callable[[str], None]
@@ -106,6 +107,9 @@ def bring(wanted: Request, work: Path, say: Say) -> None:
     if not (work / "compressed/provenance.json").exists():
         say(f"reading {wanted.compressed}")
         compress(work / "dense", work / "compressed", {"source": wanted.compressed})
+    if not (work / ORIGIN).exists():
+        density = read_json(work / "compressed/provenance.json")["density"]
+        write_json(work / ORIGIN, origin(source_folder(wanted.compressed), density))
 
 
 def find_and_measure(
@@ -116,7 +120,7 @@ def find_and_measure(
     if not (work / "pace.json").exists():
         say("timing a first pass")
         timed(dense, [r["text"] for r in read_records(prompts["harmful_validation"])], work / "pace.json")
-    recipe = editing.edit_recipe(compressed, wanted.compressed)
+    recipe = editing.edit_recipe(compressed, read_json(work / ORIGIN)["awq"])
     sizes = {name: len(read_records(file)) for name, file in prompts.items()}
     strengths = sum(len(alpha_values(recipe, name)) for name in recipe["search"]["variants"])
     expected = estimates(read_json(work / "pace.json"), sizes, strengths, wanted.quick)

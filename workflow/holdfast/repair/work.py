@@ -12,6 +12,7 @@ from holdfast.files import MARKER, apart, read_json, told_in_one_line, write_jso
 
 REPORT = "repair.json"  # in the output: the numbers; tells that a folder is a repair's
 ASKED = "asked.json"
+ORIGIN = "origin.json"  # how the compressed model was made
 
 
 def refuse_foreign(out: Path, *inputs: Path) -> None:
