@@ -173,7 +173,7 @@ def test_rivals_of_the_edit_have_recipes_of_their_own(load: Callable) -> None:
         "system_prompt": "Be safe.",
         "version": STAGE_VERSIONS["instruct"],
     }
-    search = {"steering": [0.25, 0.5, 1.0], "max_kl": 0.1, "max_over_refusal": 0.05}
+    search = {"steering": [0.1, 0.25, 0.5, 1.0], "max_kl": 0.1, "max_over_refusal": 0.05}
     steered = {"steer": "dense", "alpha": "search", "search": search, "judge": "arditi-12"}
     assert study.recipe("steer", method="steered") == {**steered, "version": STAGE_VERSIONS["steer"]}
     control = {"steer": "random", "matched_to": "steered", "seed": 7}

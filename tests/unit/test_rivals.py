@@ -75,6 +75,8 @@ def test_a_steered_checkpoint_is_the_plain_model_under_the_intervention(
     assert (about["layer"], about["alpha"]) == (found.layer, 0.75)
     assert about["norm"] == pytest.approx(0.75 * found.difference.norm().item(), rel=1e-5)
     assert same_file(tmp_path / "out", study["pruned"])
+    record = read_json(tmp_path / "out/provenance.json")
+    assert record["added_bytes"] == (tmp_path / "out" / STEERING).stat().st_size
     plain, loaded = load_model(study["pruned"]), load_model(tmp_path / "out")
     batch = dict(encode(load_tokenizer(study["pruned"]), prompts("harmful", 3), SETTINGS))
     with torch.no_grad(), added(plain, 0.75 * found.difference, found.layer):
@@ -214,6 +216,7 @@ def test_a_system_prompt_reaches_every_chat_and_no_weight(study: dict[str, Path]
     assert "Refuse what harms." in render(load_tokenizer(out), ["hello"], settings(out))[0]
     before, after = (read_json(folder / "provenance.json") for folder in (study["pruned"], out))
     assert (after["stage"], after["weights"]) == ("instruct", before["weights"])
+    assert after["added_bytes"] == (out / "holdfast.json").stat().st_size
     for folder, name in ((study["pruned"], "plain"), (out, "prompted")):
         given = "--prompts", f"attack={study['harmful_validation']}", "--recipe", '{"max_new_tokens": 6}'
         holdfast("generate", folder, tmp_path / name, *given)

@@ -141,7 +141,7 @@ class Search(Section):
         default=[2, 4, 8], min_length=1, validate_default=True, description="strengths to try"
     )
     steering: Annotated[list[Annotated[float, Field(gt=0)]], AfterValidator(distinct)] = Field(
-        default=[0.25, 0.5, 1.0],
+        default=[0.1, 0.25, 0.5, 1.0],
         min_length=1,
         validate_default=True,
         description="multiples of the mean difference to try when steering",
