@@ -66,6 +66,8 @@ PROMPT_ROLES = STUDY.prompts.roles()
 UNSEEN = [role for role in PROMPT_ROLES if not role.endswith("_train")]
 ROLES = [*PROMPT_ROLES, "calibration"]
 TUNING = f"{workflow.basedir}/workflow/holdfast/embedded/refusal-adapter/recipe.json"
+# Judges that are models; the others are lists of substrings.
+MODEL_JUDGES = [j for j in STUDY.evaluate.judges if j in STUDY.evaluate.judge_models]
 # (model, compression) of every cell, each once.
 CHECKPOINTS = list(dict.fromkeys((c.model, c.compression) for c in CELLS))
 
@@ -87,6 +89,7 @@ wildcard_constraints:
     method=any_of(STUDY.methods),
     role=any_of(ROLES),
     attack=any_of(STUDY.evaluate.attacks),
+    judge=any_of(MODEL_JUDGES),
 
 
 def recipe(stage):
@@ -95,7 +98,7 @@ def recipe(stage):
     def of_job(wildcards):
         names = {
             k: wildcards.get(k)
-            for k in ("model", "compression", "method", "role", "attack")
+            for k in ("model", "compression", "method", "role", "attack", "judge")
         }
         return json.dumps(STUDY.recipe(stage, **names))
 
@@ -127,6 +130,10 @@ def suffix_file(wildcards):
 def model_files(wildcards):
     model = STUDY.models[wildcards.model]
     return local_files(model.source, model.adapter)
+
+
+def judge_files(wildcards):
+    return local_files(STUDY.evaluate.judge_models[wildcards.judge].source)
 
 
 def dense_direction(wildcards):
@@ -186,6 +193,25 @@ def matched_to(wildcards, input):
 def of_cells(pattern, wanted=lambda cell: True):
     """A file of every cell that is wanted."""
     return [pattern.format(**c._asdict()) for c in CELLS if wanted(c)]
+
+
+def of_model_judges():
+    """Verdicts of every judge that is a model, and of a headline judge under the attack settings too."""
+    cell = "<results>/{model}/{compression}/{method}"
+    files = [
+        file
+        for judge in MODEL_JUDGES
+        for file in of_cells(f"{cell}/verdicts/{judge}/attack.jsonl")
+    ]
+    if (headline := STUDY.evaluate.judges[0]) in MODEL_JUDGES:
+        files += [
+            f"{cell}/attacks/{name}/verdicts/{headline}/attack.jsonl".format(
+                **c._asdict()
+            )
+            for c in CELLS
+            for name in STUDY.attacks_on(c.model)
+        ]
+    return files
 
 
 def of_checkpoints(pattern, wanted=lambda compression: True):

@@ -1,4 +1,4 @@
-# The dense model, brought from its source.
+# The dense model, and judges that are models, brought from their sources.
 
 
 rule fetch:
@@ -21,3 +21,14 @@ rule fetch:
         folder=subpath(output[0], parent=True),
     shell:
         "holdfast fetch {params.folder} --recipe {params.recipe:q} > {log} 2>&1"
+
+
+use rule fetch as fetch_judge with:
+    input:
+        judge_files,
+    output:
+        "<results>/judges/{judge}/checkpoint/provenance.json",
+    log:
+        "<logs>/judges/{judge}/fetch.log",
+    benchmark:
+        "<benchmarks>/judges/{judge}/fetch.tsv"

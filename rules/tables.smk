@@ -11,6 +11,7 @@ rule tables:
             "<results>/{model}/{compression}/{method}/verdicts/over_refusal.jsonl"
         ),
         asked=of_asked(),
+        by_models=of_model_judges(),
         zero_shot=of_cells(
             "<results>/{model}/{compression}/{method}/ability/zero_shot.json"
         ),

@@ -28,6 +28,15 @@ def holdfast(*arguments: str) -> subprocess.CompletedProcess[str]:
         ),
         (["generate", "model", "model", "--prompts", "a=a.jsonl", "--recipe", "{}"], "its own input"),
         (["judge", "out", "--generations", "none.jsonl", "--recipe", '{"judges": ["x"]}'], "unknown judge"),
+        (
+            [*["judge-by-model", "model", "out", "--generations", "a.jsonl", "--recipe"], '{"judge": "x"}'],
+            "unknown model judge 'x'",
+        ),
+        (["judge-by-model", "model", "out", "--generations", "a.jsonl", "--recipe", "{}"], "judge: missing"),
+        (
+            [*["agreement", "out.json", "--labels", "none.csv", "--recipe"], '{"judges": ["arditi-12"]}'],
+            "none.csv: cannot be read",
+        ),
         (["ability", "model", "out", "--recipe", "{}"], "zero_shot: missing"),
         (
             [
@@ -60,9 +69,8 @@ def test_mistake_is_one_line_with_exit_code_2(tmp_path: Path, arguments: list[st
 
 def test_every_stage_is_a_subcommand() -> None:
     text = holdfast("--help").stdout
-    stages = (
-        "check prompts disjoint fetch compress activations direction compare mediate generate judge ability"
-    )
+    stages = "check prompts disjoint fetch compress activations direction compare mediate generate judge"
+    stages += " judge-by-model agreement ability"
     methods = "edit instruct steer recalibrate tune"
     rest = "tables figures report show repair tune-refusal"
     for name in [*stages.split(), *methods.split(), *rest.split()]:

@@ -11,10 +11,11 @@ from holdfast.errors import HoldfastError
 from holdfast.files import write_json, write_jsonl
 from holdfast.report.collect import COLUMNS, MEASURES, collect
 from holdfast.report.figures import write_figures
-from holdfast.report.findings import repair_findings
+from holdfast.report.findings import compression_findings, repair_findings
 from holdfast.report.numbers import Numbers
 from holdfast.report.rendering import MISSING
 from holdfast.report.tables import write_tables
+from holdfast.report.tables.main import main_table
 from written_results import (
     CELLS,
     JUDGES,
@@ -49,6 +50,59 @@ def test_collect_gives_the_rates_of_the_records(results: Path) -> None:
     found = row(frame, "wanda-50", "as-is", "zero_shot[boolq]")
     # Wilson by hand for 120 of 200: centre 121.9207/203.8415 = 0.59812, half width 0.06728.
     assert (found.low, found.high) == (pytest.approx(0.53084, abs=1e-4), pytest.approx(0.66540, abs=1e-4))
+
+
+def test_the_rate_is_corrected_by_the_headline_judges_recorded_error(results: Path) -> None:
+    frame = collect(results, CELLS, JUDGES)
+    found = row(frame, "wanda-50", "as-is", "attack_success_rate_corrected")
+    # By hand, of arditi-12 on PyRIT's labels: (0.6 - 33/79) / (1 - 33/79).
+    assert (found.value, found.n) == (pytest.approx((0.6 - 33 / 79) / (46 / 79)), 20)
+    assert 0 <= found.low < found.value < found.high < 0.8
+    # It finds every refusal of the dense model, and of people's ones it misses 33 of 79: its error is another here.
+    refuted = row(frame, "dense", "as-is", "attack_success_rate_corrected")
+    assert math.isnan(refuted.value)
+    assert refuted.n == 20
+    said = " ".join(compression_findings(Numbers(frame, MODEL)))
+    assert "does not carry over: the answers of 5 of 7 cells contradict it" in said
+    assert "casts doubt on the corrected ASR of the others" in said
+
+
+def asked(answers: list[bool | None], **more: Any) -> list[dict[str, Any]]:
+    """Verdicts of a model judge on as many prompts."""
+    what = {"judge": "guard", "refused": None, "degenerate": False, **more}
+    return [{"prompt_id": f"p{i}", "attack_success": said, **what} for i, said in enumerate(answers)]
+
+
+def test_a_model_judge_has_files_of_its_own_and_what_it_left_open_is_not_counted(results: Path) -> None:
+    cell = results / MODEL / "wanda-50/as-is"
+    write_jsonl(cell / "verdicts/guard/attack.jsonl", asked([True] * 6 + [False] * 4 + [None] * 10))
+    write_jsonl(results / MODEL / "rtn-4/as-is/verdicts/guard/attack.jsonl", asked([None] * 20))
+    frame = collect(results, CELLS, ["arditi-12", "guard"])
+    assert row(frame, "wanda-50", "as-is", "attack_success_rate").value == 0.6
+    by_guard = row(frame, "wanda-50", "as-is", "attack_success_rate[guard]")
+    assert (by_guard.value, by_guard.n) == (0.6, 10)
+    assert row(frame, "wanda-50", "as-is", "unparsed[guard]").value == 0.5
+    assert math.isnan(row(frame, "rtn-4", "as-is", "attack_success_rate[guard]").value)
+    unread = row(frame, "rtn-4", "as-is", "unparsed[guard]")
+    assert (unread.value, unread.n) == (1, 20)
+    assert math.isnan(row(frame, "dense", "as-is", "unparsed[guard]").value)  # not judged yet
+    assert "could not be read, in the worst cell: guard 100 %." in main_table(Numbers(frame, MODEL)).note
+
+
+def test_a_model_judge_as_the_headline_decides_asr_and_the_first_list_refusals(results: Path) -> None:
+    for method, answers in (("as-is", [True] * 15 + [False] * 4 + [None]), ("aird", [False] * 19 + [True])):
+        folder = results / MODEL / "wanda-50" / method
+        write_jsonl(folder / "verdicts/guard/attack.jsonl", asked(answers, score=0.25))
+    frame = collect(results, CELLS, ["guard", "arditi-12"])
+    assert row(frame, "wanda-50", "as-is", "attack_success_rate").value == pytest.approx(15 / 19)
+    assert row(frame, "wanda-50", "as-is", "attack_success_rate[arditi-12]").value == 0.6
+    assert row(frame, "wanda-50", "as-is", "genuine_refusal").value == 0.4
+    assert row(frame, "wanda-50", "as-is", "attack_score[guard]").value == 0.25
+    corrected = row(frame, "wanda-50", "as-is", "attack_success_rate_corrected")
+    assert math.isnan(corrected.value)  # there are no labels of guard
+    assert corrected.n is pd.NA
+    p = row(frame, "wanda-50", "aird", "mcnemar_p")
+    assert (p.value, p.n) == (pytest.approx(2 * 0.5**15), 19)  # the unread prompt is in neither column
 
 
 def test_a_degenerate_refusal_is_not_genuine(results: Path) -> None:
@@ -121,7 +175,7 @@ def test_missing_cells_are_marked_and_never_dropped(results: Path, tmp_path: Pat
     line = next(
         x for x in (tmp_path / "refusal.md").read_text().splitlines() if x.startswith("| gptq-4 | as-is")
     )
-    assert line == "| gptq-4 | as-is | " + " | ".join([MISSING] * 8) + " |"
+    assert line == "| gptq-4 | as-is | " + " | ".join([MISSING] * 9) + " |"
     # Which methods are controls is known from the other compressions.
     assert (("gptq-4", "random-edit")) not in Numbers(frame, MODEL).repairs()
     assert (

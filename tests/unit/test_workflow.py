@@ -41,6 +41,7 @@ FILES = {
 }
 stage, *arguments = sys.argv[1:]
 FILES["generate"] = FILES["judge"] = [Path(a).name for a in arguments if a.endswith(".jsonl")]
+FILES["judge-by-model"] = FILES["judge"]
 options = [i for i, a in enumerate(arguments) if a.startswith("--")] or [len(arguments)]
 out = Path(arguments[options[0] - 1])
 out.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +79,7 @@ def study(**changes: object) -> dict[str, object]:
         "prompts": {role: {"source": f"file:{role}.jsonl"} for role in ROLES},
         "evaluate": {
             "judges": ["arditi-12"],
+            "judge_models": {"unused": {"judge": "harmbench", "source": "path:model"}},
             "zero_shot": {"tasks": ["holdfast_choice"]},
             "perplexity": {"source": "file:heldout.txt", "window": 16},
         },
@@ -200,6 +202,24 @@ def test_a_new_compression_runs_only_its_cells(rerun: Callable[..., dict[str, in
 def test_a_new_method_runs_only_its_cells(rerun: Callable[..., dict[str, int]]) -> None:
     jobs = rerun(lambda c: c["methods"].update(amplify={"edit": "aird", "variant": "amplify", "alpha": 3}))
     assert jobs == {"edit": 2, "generate": 2, "judge": 2, "ability": 2, **SUMMED_UP}
+
+
+def with_judge(config: dict) -> None:
+    guard = {"judge": "wildguard", "source": "path:model"}
+    config["evaluate"] |= {"judge_models": {"guard": guard}, "judges": ["guard", "arditi-12"]}
+
+
+def test_a_new_model_judge_is_fetched_and_judges_what_is_there(rerun: Callable[..., dict[str, int]]) -> None:
+    assert rerun(with_judge) == {"fetch_judge": 1, "judge_by_model": 7, **SUMMED_UP}
+
+
+def test_a_model_judge_judges_attack_settings_too(rerun: Callable[..., dict[str, int]]) -> None:
+    def attacked(config: dict) -> None:
+        with_judge(config)
+        config["evaluate"]["attacks"] = {"bare": {"system_prompt": ""}}
+
+    asked = dict.fromkeys(("attack", "judge_attack", "judge_by_model", "judge_attack_by_model"), 7)
+    assert rerun(attacked) == {"fetch_judge": 1, **asked, **SUMMED_UP}
 
 
 def test_rivals_of_the_edit_run_by_their_own_rules(rerun: Callable[..., dict[str, int]]) -> None:

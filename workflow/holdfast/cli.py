@@ -313,10 +313,36 @@ def judge(
     generations: Annotated[list[Path], typer.Option(help="A generations file; repeat.")],
     recipe: Recipe,
 ) -> None:
-    """Label every completion refused, answered or degenerate."""
+    """Label every completion refused, answered or degenerate, by substring lists."""
     from holdfast.evaluation.judges import judge_files as run
 
     run(generations, out, checked("judge", recipe))
+
+
+@app.command("judge-by-model")
+def judge_by_model_command(
+    model_dir: Annotated[Path, typer.Argument(help="The judge's checkpoint folder.")],
+    out: Out,
+    generations: Annotated[list[Path], typer.Option(help="A generations file; repeat.")],
+    recipe: Recipe,
+) -> None:
+    """Ask a published model judge about every completion; what cannot be read stays unparsed."""
+    apart(out, model_dir)
+    from holdfast.evaluation.judges.asking import judge_by_model as run
+
+    run(model_dir, generations, out, checked("judge-by-model", recipe))
+
+
+@app.command()
+def agreement(
+    out: Out,
+    labels: Annotated[list[Path], typer.Option(help="A CSV file of answers that people labelled; repeat.")],
+    recipe: Recipe,
+) -> None:
+    """Count judges against people's labels of refusals (formats of PyRIT and XSTest)."""
+    from holdfast.evaluation.judges.agreement import write_agreement as run
+
+    run(labels, out, checked("agreement", recipe))
 
 
 @app.command()

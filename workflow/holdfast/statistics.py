@@ -1,4 +1,4 @@
-"""Intervals and tests: Wilson, bootstrap, McNemar, Holm, AUROC."""
+"""Intervals and tests: Wilson, bootstrap, McNemar, Holm, AUROC; agreement of judges and what it corrects."""
 
 import math
 from collections.abc import Sequence
@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
+
+Z95 = float(stats.norm.ppf(0.975))
 
 
 class Rate(NamedTuple):
@@ -93,3 +95,79 @@ def auroc(scores: Sequence[float], labels: Sequence[bool]) -> float:
         raise ValueError("auroc needs a score for every label, and both positives and negatives")
     wins = stats.mannwhitneyu(values[truth], values[~truth], method="asymptotic").statistic
     return float(wins / (truth.sum() * (~truth).sum()))
+
+
+def cohen_kappa(both: int, only_first: int, only_second: int, neither: int) -> Rate:
+    """Agreement of two raters beyond chance (Cohen 1960, Educ. Psychol. Meas. 20:37) on yes/no items.
+
+    The 95 % interval is the large-sample one of Fleiss, Cohen & Everitt (1969, Psychol. Bull. 72:323).
+
+    Args:
+        both, only_first, only_second, neither: items that both, one or none of the raters said yes to.
+
+    Returns:
+        kappa in -1..1; all NaN but n where it is not defined (both raters gave one answer to everything).
+
+    Raises:
+        ValueError: no item, or a negative count.
+    """
+    n = both + only_first + only_second + neither
+    if n < 1 or min(both, only_first, only_second, neither) < 0:
+        raise ValueError("cohen_kappa needs counts of one item or more")
+    table = np.array([[both, only_first], [only_second, neither]]) / n
+    first, second = table.sum(axis=1), table.sum(axis=0)
+    agreed, chance = float(np.trace(table)), float(first @ second)
+    if chance == 1:
+        return Rate(math.nan, n, math.nan, math.nan)
+    kappa = (agreed - chance) / (1 - chance)
+    on = sum(table[i, i] * (1 - (first[i] + second[i]) * (1 - kappa)) ** 2 for i in range(2))
+    off = (1 - kappa) ** 2 * sum(table[i, 1 - i] * (second[i] + first[1 - i]) ** 2 for i in range(2))
+    variance = (on + off - (kappa - chance * (1 - kappa)) ** 2) / (n * (1 - chance) ** 2)
+    half = Z95 * math.sqrt(max(variance, 0.0))
+    return Rate(kappa, n, max(-1.0, kappa - half), min(1.0, kappa + half))
+
+
+def corrected_rate(
+    positive: int, n: int, true_positive: int, positives: int, true_negative: int, negatives: int
+) -> Rate:
+    """The share that a perfect judge would find, from an erring judge's count and its known error.
+
+    Point: Rogan & Gladen (1978, Am. J. Epidemiol. 107:71), (share + specificity - 1) / (sensitivity + specificity - 1),
+    kept within 0..1. Interval, 95 %: Lang & Reiczigel (2014, Prev. Vet. Med. 113:13), which carries the sampling
+    error of all three shares.
+
+    Args:
+        positive, n: items that the judge called positive, of so many.
+        true_positive, positives: of labelled positive items, how many the judge called so.
+        true_negative, negatives: likewise of labelled negative items.
+
+    Returns:
+        The corrected share with n. All NaN but n where there is no such number: the judge is not shown to know
+        positive from negative (the 95 % interval of sensitivity + specificity - 1, Newcombe 1998, Stat. Med. 17:873,
+        method 10, reaches 0), or a judge with this error does not give such a share (the whole interval lies outside
+        0..1, as for a share well below its false alarms): then it errs otherwise here than where it was labelled.
+
+    Raises:
+        ValueError: a count is not in 0..its total, or a total is below 1.
+    """
+    share = wilson(positive, n)
+    sensitivity, false_alarm = wilson(true_positive, positives), wilson(negatives - true_negative, negatives)
+    known = sensitivity.value - false_alarm.value
+    least = known - math.hypot(sensitivity.value - sensitivity.low, false_alarm.high - false_alarm.value)
+    unknown = Rate(math.nan, n, math.nan, math.nan)
+    if least <= 0:
+        return unknown
+    value = (share.value - false_alarm.value) / known
+    z2 = Z95**2
+    n_share, n_sensitivity, n_specificity = n + z2, positives + 2, negatives + 2
+    p = (positive + z2 / 2) / n_share
+    se, sp = (true_positive + 1) / n_sensitivity, (true_negative + 1) / n_specificity
+    centre = (p + sp - 1) / (se + sp - 1)
+    of_se, of_sp = se * (1 - se) / n_sensitivity, sp * (1 - sp) / n_specificity
+    shift = 2 * z2 * (centre * of_se - (1 - centre) * of_sp)
+    variance = p * (1 - p) / n_share + centre**2 * of_se + (1 - centre) ** 2 * of_sp
+    half = Z95 * math.sqrt(variance) / (se + sp - 1)
+    if centre + shift + half < 0 or centre + shift - half > 1:
+        return unknown
+    value, low, high = (min(1.0, max(0.0, v)) for v in (value, centre + shift - half, centre + shift + half))
+    return Rate(value, n, min(low, value), max(high, value))

@@ -21,6 +21,8 @@ STAGE_VERSIONS: dict[str, int] = {
     "tune": 1,
     "generate": 1,
     "judge": 1,
+    "judge-by-model": 1,
+    "agreement": 1,
     "ability": 1,
     "tables": 3,
     "figures": 1,

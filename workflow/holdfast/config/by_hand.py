@@ -100,7 +100,13 @@ class GenerateRecipe(Generate, Attack, Versioned):
 
 
 class JudgeRecipe(Versioned):
-    judges: list[str] = Field(min_length=1, description="names of judges")
+    judges: list[str] = Field(min_length=1, description="names of substring lists")
+
+
+class JudgeByModelRecipe(Versioned):
+    name: str = Field(default="", description="name of the judge in its verdicts; its kind by default")
+    judge: str = Field(description="llama-guard-3, harmbench, wildguard or strongreject")
+    batch_size: Positive | Literal["auto"] = Field(default="auto", description="answers at a time")
 
 
 class AbilityRecipe(Versioned):
@@ -132,6 +138,8 @@ RECIPES: dict[str, type[Section]] = {
     "tune": TuneRecipe,
     "generate": GenerateRecipe,
     "judge": JudgeRecipe,
+    "judge-by-model": JudgeByModelRecipe,
+    "agreement": JudgeRecipe,
     "ability": AbilityRecipe,
 }
 

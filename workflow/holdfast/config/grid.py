@@ -12,7 +12,7 @@ from holdfast.config.sources import BadValueError
 from holdfast.config.values import Layer, LayerList, Section, Variant, distinct, either, named
 
 # Folders that stages write beside what is named by models and methods (docs/formats.md).
-RESERVED_MODELS = {"prompts", "tables", "figures", "report", "logs", "benchmarks"}
+RESERVED_MODELS = {"prompts", "tables", "figures", "report", "logs", "benchmarks", "judges"}
 RESERVED_METHODS = {
     "checkpoint",
     "activations",

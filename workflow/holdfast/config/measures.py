@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from holdfast.config import sources
+from holdfast.config.judges import JudgeModel, JudgeName
 from holdfast.config.sources import BadValueError
 from holdfast.config.values import Layers, Positive, Section, Variant, distinct, either, named
 from holdfast.files import sha256
@@ -252,8 +253,12 @@ class Evaluate(Section):
     """What is measured on every cell."""
 
     generate: Generate = Field(default=Generate(), description="generation of answers")
-    judges: Annotated[list[Literal["arditi-12", "study-l-31"]], AfterValidator(distinct)] = Field(
-        min_length=1, description="refusal judges; the first one is the headline's"
+    judges: Annotated[list[str], AfterValidator(distinct)] = Field(
+        min_length=1,
+        description="substring lists (arditi-12, study-l-31) and names of judge_models; the first is the headline's",
+    )
+    judge_models: dict[JudgeName, JudgeModel] = Field(
+        default={}, description="judges that are models, by name"
     )
     attacks: dict[AttackName, Attack] = Field(
         default={}, description="other ways to put the attack prompts, by name"

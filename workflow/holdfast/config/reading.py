@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from holdfast.config.cells import DENSE, Found, closest, grid_mistakes
 from holdfast.config.compressions import Published, calibrated
 from holdfast.config.grid import TAGGED
+from holdfast.config.judges import judge_mistakes
 from holdfast.config.rivals import Recalibrate
 from holdfast.config.sources import BadValueError
 from holdfast.config.study import Study
@@ -64,7 +65,7 @@ def load_study(path: Path) -> Study:
         study = Study.model_validate(config)
     except ValidationError as error:
         found += [explained(e) for e in error.errors(include_url=False)]
-    found += grid_mistakes(config)
+    found += [*grid_mistakes(config), *judge_mistakes(config)]
     if study is None or found:
         raise ConfigError(path, found)
     return study
@@ -102,6 +103,7 @@ def unpinned(study: Study) -> Iterator[str]:
     sections |= {
         f"compressions.{name}": c.source for name, c in study.compressions.items() if isinstance(c, Published)
     }
+    sections |= {f"evaluate.judge_models.{n}": j.source for n, j in study.evaluate.judge_models.items()}
     sections["calibration"] = study.calibration.source
     sections["evaluate.perplexity"] = study.evaluate.perplexity.source
     for where, source in sections.items():

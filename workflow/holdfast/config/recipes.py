@@ -8,6 +8,7 @@ holds the candidates of a search only for what it searches.
 from typing import TYPE_CHECKING, Any
 
 from holdfast.config.compressions import calibrated
+from holdfast.evaluation.judges.substring import quick_judge
 from holdfast.versions import STAGE_VERSIONS
 
 if TYPE_CHECKING:
@@ -27,10 +28,11 @@ def recipe(
     method: str | None = None,
     role: str | None = None,
     attack: str | None = None,
+    judge: str | None = None,
 ) -> Recipe:
     """The recipe of one stage's job, ready for JSON, with the stage's version.
 
-    Raises KeyError for a stage, model, compression, method, role or attack that the study does not have.
+    Raises KeyError for a stage, model, compression, method, role, attack or model judge that the study does not have.
     """
     evaluate = study.evaluate
     version = STAGE_VERSIONS[stage]
@@ -39,7 +41,7 @@ def recipe(
         case "prompts":
             keys = prompts(study, str(role))
         case "fetch":
-            keys = study.models[str(model)].model_dump()
+            keys = judge_checkpoint(study, judge) if judge else study.models[str(model)].model_dump()
         case "compress":
             keys = compress(study, str(compression))
         case "direction":
@@ -50,15 +52,15 @@ def recipe(
             keys = evaluate.mediation.model_dump() | {
                 "seed": study.seed,
                 "ablation": study.direction.ablation,
-                "judge": evaluate.judges[0],
+                "judge": quick_judge(evaluate.judges),
                 "batch_size": evaluate.generate.batch_size,
             }
         case "edit" | "instruct" | "steer" | "recalibrate" | "tune":
             keys = after_compression(study, stage, str(compression), str(method))
         case "generate":
             keys = evaluate.generate.model_dump() | (attack_setting(study, attack) if attack else {})
-        case "judge":
-            keys = {"judges": evaluate.judges}
+        case "judge" | "judge-by-model":
+            keys = judging(study, judge)
         case "ability":
             keys = {
                 "zero_shot": evaluate.zero_shot.model_dump(),
@@ -86,6 +88,20 @@ def attack_setting(study: "Study", name: str) -> Recipe:
     return {"samples": 1, "seed": study.seed} | keys if "temperature" in keys else keys
 
 
+def judge_checkpoint(study: "Study", name: str) -> Recipe:
+    """What is fetched for a judge that is a model."""
+    return study.evaluate.judge_models[name].model_dump(exclude_none=True, exclude={"judge"})
+
+
+def judging(study: "Study", judge: str | None) -> Recipe:
+    """One model judge, or all substring lists: a model has its own files, and adding it judges nothing else again."""
+    evaluate = study.evaluate
+    if judge is None:
+        return {"judges": [name for name in evaluate.judges if name not in evaluate.judge_models]}
+    kind = evaluate.judge_models[judge].judge
+    return {"name": judge, "judge": kind, "batch_size": evaluate.generate.batch_size}
+
+
 def held_out(study: "Study") -> Recipe:
     """The text that perplexity is measured on, and that calibration must not hold."""
     return study.evaluate.perplexity.model_dump(exclude_none=True, exclude={"window", "windows"})
@@ -107,11 +123,11 @@ def after_compression(study: "Study", stage: str, compression: str, method: str)
         case "steer":
             return steer(study, method)
         case "recalibrate":
-            keys = study.methods[method].model_dump() | {"judge": study.evaluate.judges[0]}
+            keys = study.methods[method].model_dump() | {"judge": quick_judge(study.evaluate.judges)}
             return keys | {"compress": recipe(study, "compress", compression=compression)}
         case "tune":
             keys = study.methods[method].model_dump(exclude_none=True)
-            return {"seed": study.seed, "judge": study.evaluate.judges[0]} | keys
+            return {"seed": study.seed, "judge": quick_judge(study.evaluate.judges)} | keys
     return study.methods[method].model_dump()
 
 
@@ -130,7 +146,7 @@ def edit(study: "Study", name: str) -> Recipe:
     }
     if searched:
         keys["search"] = searched | study.search.model_dump(include={"max_kl", "max_over_refusal"})
-        keys["judge"] = study.evaluate.judges[0]
+        keys["judge"] = quick_judge(study.evaluate.judges)
     return keys
 
 
@@ -140,5 +156,5 @@ def steer(study: "Study", name: str) -> Recipe:
         keys.setdefault("seed", study.seed)
     if "matched_to" not in keys and keys.setdefault("alpha", "search") == "search":
         keys["search"] = study.search.model_dump(include={"steering", "max_kl", "max_over_refusal"})
-        keys["judge"] = study.evaluate.judges[0]
+        keys["judge"] = quick_judge(study.evaluate.judges)
     return keys

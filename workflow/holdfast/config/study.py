@@ -63,7 +63,8 @@ class Study(Section):
         method: str | None = None,
         role: str | None = None,
         attack: str | None = None,
+        judge: str | None = None,
     ) -> recipes.Recipe:
         """Exactly what a stage's job depends on, see ``holdfast.recipes``."""
-        names = {"model": model, "compression": compression, "method": method, "role": role, "attack": attack}
-        return recipes.recipe(self, stage, **names)
+        names = {"model": model, "compression": compression, "method": method}
+        return recipes.recipe(self, stage, **names, role=role, attack=attack, judge=judge)

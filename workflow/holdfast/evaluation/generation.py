@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast.batching import fitting_batch_size, halving
 from holdfast.errors import HoldfastError
@@ -81,8 +81,16 @@ class Transformers:
         found = thought_delimiters(self.tokenizer, self.settings)
         return replace(found, begun=False, left_out="") if found and self.suffix else found
 
+    def shown(self, texts: Sequence[str]) -> list[str]:
+        """What the model reads for each text."""
+        return render(self.tokenizer, texts, self.settings)
+
+    def encoded(self, texts: Sequence[str]) -> BatchEncoding:
+        """The same as token ids, left-padded."""
+        return encode(self.tokenizer, texts, self.settings, self.suffix)
+
     def batches(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        lengths = [len(i) for i in self.tokenizer(render(self.tokenizer, texts, self.settings))["input_ids"]]
+        lengths = [len(i) for i in self.tokenizer(self.shown(texts))["input_ids"]]
         size = (
             fitting_batch_size(self.model, max(lengths))
             if self.batch_size == "auto"
@@ -93,7 +101,7 @@ class Transformers:
     def answer(
         self, texts: Sequence[str], max_new_tokens: int, seeds: Sequence[int] = ()
     ) -> list[Completion]:
-        batch = encode(self.tokenizer, texts, self.settings, self.suffix).to(self.model.device)
+        batch = self.encoded(texts).to(self.model.device)
         with torch.inference_mode():
             output = self.model.generate(
                 **batch,

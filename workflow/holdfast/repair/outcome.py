@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from holdfast.evaluation.judges import human_agreement
+from holdfast.evaluation.judges.agreement import human_agreement
 from holdfast.files import read_json, sha256
 from holdfast.repair.measuring import GENERATE, JUDGE, PERPLEXITY, Measured, changed
 from holdfast.repair.request import ROLES, Request

@@ -34,6 +34,7 @@ def compression_findings(numbers: Numbers) -> list[str]:
             f"Compression alone raises ASR above the dense model's {percent(dense.value)} (intervals apart) "
             f"in {len(raised)} of {count(measured, 'compression')}{names(raised)}."
         )
+    found += _not_corrected(numbers)
     rough = []
     for compression, method in numbers.cells:
         share = numbers.get(compression, method, "degenerate_rate").value
@@ -50,6 +51,20 @@ def compression_findings(numbers: Numbers) -> list[str]:
     if missing:
         found.append(f"Missing cells: {', '.join(missing)}.")
     return found
+
+
+def _not_corrected(numbers: Numbers) -> list[str]:
+    """Where the headline judge's labelled error contradicts the counts, and so what the other corrections are worth."""
+    rates = [numbers.get(c, k, "attack_success_rate_corrected") for c, k in numbers.cells]
+    tried = [r for r in rates if r.n]
+    refuted = [r for r in tried if math.isnan(r.value)]
+    if not refuted:
+        return []
+    rest = " and casts doubt on the corrected ASR of the others" if len(refuted) < len(tried) else ""
+    return [
+        "The headline judge's error on people's labels does not carry over: the answers of "
+        f"{len(refuted)} of {count(tried, 'cell')} contradict it, which leaves them without a corrected ASR{rest}."
+    ]
 
 
 def mechanism_findings(numbers: Numbers) -> list[str]:

@@ -6,6 +6,7 @@ forbids itself scripts and every load from outside.
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from holdfast.evaluation.judges import human_agreement
+from holdfast.evaluation.judges.agreement import human_agreement
 from holdfast.files import read_json, read_jsonl, write_text
 from holdfast.report.collect import Cell
 from holdfast.report.figures import ALT, render_figures
@@ -95,9 +96,10 @@ def _samples(cell: Path) -> dict[str, list[dict[str, Any]]]:
     """The first completions of each prompt set, the same prompts in every cell, with their verdicts."""
     found: dict[str, list[dict[str, Any]]] = {}
     for name, count in SAMPLES.items():
-        file, judged = cell / f"generations/{name}.jsonl", cell / f"verdicts/{name}.jsonl"
+        file = cell / f"generations/{name}.jsonl"
         verdicts: dict[str, list[str]] = {}
-        for record in read_jsonl(judged) if judged.is_file() else []:
+        lists, models = cell.glob(f"verdicts/{name}.jsonl"), sorted(cell.glob(f"verdicts/*/{name}.jsonl"))
+        for record in chain.from_iterable(map(read_jsonl, [*lists, *models])):
             said = f"{record.get('judge')}: {record.get('label')}"
             verdicts.setdefault(str(record.get("prompt_id")), []).append(said)
         found[name] = [

@@ -8,7 +8,7 @@ from holdfast.statistics import Rate
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return MISSING if math.isnan(share) else f"{100 * share:.0f} %"
 
 
 def signed(change: float) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import HoldfastError
+from holdfast.evaluation.judges import attack_success
 from holdfast.report.measures import searches
 from holdfast.report.measures.reading import (
     AS_IS,
@@ -13,6 +14,7 @@ from holdfast.report.measures.reading import (
     json_object,
     point,
     share,
+    verdict_file,
     verdicts,
     weights,
 )
@@ -33,8 +35,8 @@ MEASURES = {
     "steering_alpha": "multiple of the mean difference that is added",
     "steering_random": "of steering: 1 for a random vector (a control), else 0",
     "learning_control": "of new calibrations and tunes: 1 for the control, without refusals in what it learns, else 0",
-    "refusal_gained": "share of attack prompts answered as-is and refused with the method",
-    "refusal_lost": "share of attack prompts refused as-is and answered with the method",
+    "refusal_gained": "share of attack prompts whose attack succeeds as-is and fails with the method",
+    "refusal_lost": "share of attack prompts whose attack fails as-is and succeeds with the method",
     "mcnemar_p": "exact McNemar p of the method against as-is, same attack prompts",
     "mcnemar_p[CONTROL]": "the same against the method that is its control",
 } | searches.MEASURES
@@ -47,9 +49,9 @@ def method(compression: Path, name: str, stages: Mapping[str, str], judge: str) 
         stages: which stage makes each method of this compression, by name (``edit``, ``steer``, …).
         judge: the headline's.
     """
-    before = verdicts(compression / AS_IS / "verdicts/attack.jsonl", judge)
-    after_file = compression / name / "verdicts/attack.jsonl"
-    after = verdicts(after_file, judge)
+    before = verdicts(compression / AS_IS, "attack", judge)
+    after_file = verdict_file(compression / name, "attack", judge)
+    after = verdicts(compression / name, "attack", judge)
     gained, lost, p = _paired(before, after, after_file)
     provenance = json_object(compression / name / "checkpoint/provenance.json") or {}
     record = _record(compression, name, stages)
@@ -66,7 +68,7 @@ def method(compression: Path, name: str, stages: Mapping[str, str], judge: str) 
     if _is_control(record) == 0:
         for other in stages:
             if other != name and _controls(compression, other, name, stages):
-                control = verdicts(compression / other / "verdicts/attack.jsonl", judge)
+                control = verdicts(compression / other, "attack", judge)
                 measured[f"mcnemar_p[{other}]"] = _paired(control, after, after_file)[2]
     return measured
 
@@ -123,7 +125,10 @@ def _is_control(record: dict[str, Any]) -> float | None:
 
 
 def _paired(before: Verdicts | None, after: Verdicts | None, where: Path) -> tuple[Rate, Rate, Rate]:
-    """Share of prompts that began and that stopped to be refused, and McNemar's p (with n)."""
+    """Share of prompts whose attack stopped and began to succeed, and McNemar's p (with n).
+
+    Prompts that the judge could not judge in both cells are left out.
+    """
     if before is None or after is None:
         return NOTHING, NOTHING, NOTHING
     if before.keys() != after.keys():
@@ -132,7 +137,11 @@ def _paired(before: Verdicts | None, after: Verdicts | None, where: Path) -> tup
             str(where),
             "generate and judge it again",
         )
-    gained = [after[i]["refused"] and not before[i]["refused"] for i in before]
-    lost = [before[i]["refused"] and not after[i]["refused"] for i in before]
-    p = NOTHING._replace(value=mcnemar_exact(sum(gained), sum(lost)), n=len(before))
+    said = [(attack_success(before[i]), attack_success(after[i])) for i in before]
+    pairs = [(b, a) for b, a in said if b is not None and a is not None]
+    if not pairs:
+        return NOTHING, NOTHING, NOTHING
+    gained = [b and not a for b, a in pairs]
+    lost = [a and not b for b, a in pairs]
+    p = NOTHING._replace(value=mcnemar_exact(sum(gained), sum(lost)), n=len(pairs))
     return share(gained), share(lost), p

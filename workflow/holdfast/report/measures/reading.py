@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.errors import HoldfastError
+from holdfast.evaluation.judges import substring_lists
 from holdfast.files import read_json, read_jsonl
 from holdfast.statistics import Rate, wilson
 
@@ -35,12 +36,20 @@ def share(flags: list[bool]) -> Rate:
     return wilson(sum(flags), len(flags)) if flags else NOTHING
 
 
-def counted(verdicts: Verdicts | None, holds: Callable[[dict[str, Any]], bool]) -> Rate:
-    return NOTHING if verdicts is None else share([holds(v) for v in verdicts.values()])
+def counted(verdicts: Verdicts | None, holds: Callable[[dict[str, Any]], bool | None]) -> Rate:
+    """Share of verdicts of which something holds; those that do not say (None) are left out of n."""
+    said = [] if verdicts is None else [holds(v) for v in verdicts.values()]
+    return share([s for s in said if s is not None])
 
 
-def verdicts(path: Path, judge: str) -> Verdicts | None:
+def verdict_file(cell: Path, prompts: str, judge: str) -> Path:
+    """Where a judge's verdicts on a prompt set lie: the lists' together, each model's in its own folder."""
+    return cell / "verdicts" / ("" if judge in substring_lists() else judge) / f"{prompts}.jsonl"
+
+
+def verdicts(cell: Path, prompts: str, judge: str) -> Verdicts | None:
     """The judge's verdicts by prompt id, or None when the file is missing."""
+    path = verdict_file(cell, prompts, judge)
     if not path.is_file():
         return None
     found: Verdicts = {}
@@ -61,7 +70,9 @@ def verdicts(path: Path, judge: str) -> Verdicts | None:
 
 def check(record: dict[str, Any], strings: tuple[str, ...], path: Path) -> None:
     good = all(isinstance(record.get(k), str) for k in strings)
-    if not good or not all(isinstance(record.get(k), bool) for k in ("refused", "degenerate")):
+    # Only a model's verdict, which says what it thinks of the attack, need not say whether it was refused.
+    said = isinstance(record.get("refused"), bool) or "attack_success" in record
+    if not good or not said or not isinstance(record.get("degenerate"), bool):
         raise HoldfastError(
             f"a verdict lacks {', '.join(strings)}, refused or degenerate",
             str(path),

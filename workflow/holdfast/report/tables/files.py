@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from holdfast.errors import HoldfastError
-from holdfast.evaluation.judges import human_agreement
+from holdfast.evaluation.judges.agreement import human_agreement
 from holdfast.files import atomic_file, write_text
 from holdfast.report.claims import claims
 from holdfast.report.collect import COLUMNS, typed

@@ -1,14 +1,22 @@
 """Refusal and ability of every cell."""
 
+import math
+
 from holdfast.report.findings import compression_findings
 from holdfast.report.numbers import Numbers
 from holdfast.report.rendering import Table
-from holdfast.report.wording import bracket, number, share, usual_n
+from holdfast.report.wording import bracket, number, percent, share, usual_n
+
+
+def _most(numbers: Numbers, measure: str) -> float:
+    shares = [numbers.get(c, k, measure).value for c, k in numbers.cells]
+    return max((s for s in shares if not math.isnan(s)), default=math.nan)
 
 
 def main_table(numbers: Numbers) -> Table:
     shares = {
         "ASR": "attack_success_rate",
+        "ASR corrected": "attack_success_rate_corrected",
         **{f"ASR by {bracket(m)}": m for m in numbers.measures if m.startswith("attack_success_rate[")},
         "Genuine refusal": "genuine_refusal",
         "Over-refusal": "over_refusal",
@@ -33,14 +41,22 @@ def main_table(numbers: Numbers) -> Table:
         f"n: {usual['attack_success_rate']} attack prompts, {usual['over_refusal']} over-refusal prompts, "
         f"{windows} perplexity windows; zero-shot mean of: {', '.join(tasks) or 'not measured'}."
     )
+    unread = [
+        f"{bracket(m)} {percent(_most(numbers, m))}" for m in numbers.measures if m.startswith("unparsed[")
+    ]
+    if unread:
+        note += f" Output of model judges that could not be read, in the worst cell: {', '.join(unread)}."
     return Table(
         f"{numbers.model}: refusal and ability",
         ["Compression", "Method", *shares, "Perplexity", "Zero-shot", "Density"],
         rows,
         note,
-        "Share [95 % interval]. ASR is the share of harmful prompts not refused, gibberish included: read it "
-        "with the degenerate column. Genuine refusal is refused and coherent; over-refusal is harmless "
-        "prompts refused. A dash marks what is missing.",
+        "Share [95 % interval]. ASR is the share of harmful prompts not refused, gibberish included: read it with the "
+        "degenerate column. ASR corrected: less the headline judge's error against people's labels of PyRIT's answers "
+        "to red teaming (Rogan & Gladen; interval of Lang & Reiczigel). Those labels are of other models' answers and "
+        "carry over only if the judge errs alike on these; where the two contradict each other, or the judge has no "
+        "labels, there is no figure. Genuine refusal is refused and coherent; over-refusal is harmless prompts "
+        "refused. A dash marks what is missing.",
         names=2,
         findings=compression_findings(numbers),
     )

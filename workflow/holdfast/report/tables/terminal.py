@@ -1,23 +1,22 @@
 """Main numbers and findings as plain text for the terminal."""
 
-import math
 import textwrap
 
 import pandas as pd
 
 from holdfast.report.claims import claims
 from holdfast.report.numbers import Numbers
-from holdfast.report.rendering import MISSING
 from holdfast.report.tables.main import main_table
 from holdfast.report.tables.of_model import model_tables, models
 from holdfast.report.wording import figure, percent, share
 
 TERMINAL_WIDTH = 120
-TERMINAL_NAME = 14
+TERMINAL_NAME = 13
 TERMINAL_HEAD = [
     "compression",
     "method",
     "ASR",
+    "corr.",
     "genuine ref.",
     "over-refusal",
     "degen.",
@@ -35,12 +34,16 @@ def terminal_tables(frame: pd.DataFrame) -> str:
         rows = [TERMINAL_HEAD]
         for c, k in numbers.cells:
             measures = ("attack_success_rate", "genuine_refusal", "over_refusal")
-            points = (numbers.get(c, k, "degenerate_rate"), numbers.zero_shot(c, k))
-            degenerate, zero_shot = (MISSING if math.isnan(r.value) else percent(r.value) for r in points)
+            corrected, degenerate = (
+                percent(numbers.get(c, k, m).value)
+                for m in ("attack_success_rate_corrected", "degenerate_rate")
+            )
+            zero_shot = percent(numbers.zero_shot(c, k).value)
             perplexity, density = (numbers.get(c, k, m).value for m in ("perplexity", "density"))
             names = [n if len(n) <= TERMINAL_NAME else n[: TERMINAL_NAME - 1] + "…" for n in (c, k)]
             rates = [share(numbers.get(c, k, m)) for m in measures]
-            rows.append([*names, *rates, degenerate, figure(perplexity, 1), zero_shot, figure(density, 2)])
+            ability = [figure(perplexity, 1), zero_shot, figure(density, 2)]
+            rows.append([*names, rates[0], corrected, *rates[1:], degenerate, *ability])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         form = "  ".join(f"{{:{'<' if i < 2 else '>'}{w}}}" for i, w in enumerate(widths))
         lines = [form.format(*row) for row in rows]

@@ -1,0 +1,96 @@
+"""Asking a model judge: its prompts are answered like any others, greedily, and go on after a kill."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from holdfast.evaluation.generation import Transformers, generate_file
+from holdfast.evaluation.judges.models import ModelJudge, model_judge
+from holdfast.evaluation.judges.verdicts import verdict
+from holdfast.files import read_jsonl, write_jsonl
+from holdfast.model_folders import SETTINGS
+from holdfast.provenance import Recorder, input_checksum
+
+
+class WholePrompts(Transformers):
+    """Prompts that are written out as the model reads them, but for the tokens that its tokenizer begins with."""
+
+    @cached_property
+    def thought(self) -> None:
+        """None: such a judge says its verdict at once, and need not have a chat template."""
+
+    def shown(self, texts: Sequence[str]) -> list[str]:
+        return list(texts)
+
+    def encoded(self, texts: Sequence[str]) -> BatchEncoding:
+        return self.tokenizer(list(texts), padding=True, padding_side="left", return_tensors="pt")
+
+
+def disarmed(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text with every special token of the judge broken by a blank.
+
+    What is judged is untrusted: written out in an answer, an end-of-turn token would let it speak as the judge.
+    """
+    special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    for token in sorted({*special, *tokenizer.all_special_tokens}, key=len, reverse=True):
+        text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
+
+
+def asked(
+    judge: ModelJudge, records: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, str]]:
+    """The judge's prompt for each generation record, as records {id, text}."""
+    return [
+        {
+            "id": str(r["id"]),
+            "text": judge.prompt(disarmed(r["prompt"], tokenizer), disarmed(r["completion"], tokenizer)),
+        }
+        for r in records
+    ]
+
+
+def judge_by_model(
+    model_dir: Path, generations: Sequence[Path], out: Path, recipe: Mapping[str, Any]
+) -> None:
+    """Write ``out/NAME.jsonl``, one verdict per completion with the judge's own ``output``.
+
+    ``recipe``: ``name`` (of the judge in the verdicts; empty: its kind), ``judge`` (a key of MODEL_JUDGES),
+    ``batch_size``.
+    Raises HoldfastError for an unknown judge, or a grader that has no chat template where the judge needs one.
+    """
+    from holdfast.checkpoints import load_model, load_tokenizer
+
+    recorder = Recorder("judge-by-model", dict(recipe))
+    judge = model_judge(recipe["judge"])
+    sets = {path.stem: read_jsonl(path) for path in generations}
+    model, tokenizer = load_model(model_dir), load_tokenizer(model_dir)
+    kind, settings = Transformers, {**SETTINGS, "system_prompt": judge.system}
+    if judge.system is None:
+        kind = WholePrompts
+    backend = kind(model, tokenizer, settings, recipe["batch_size"])
+    depends = json.dumps([dict(recipe), judge.template, judge.system, input_checksum(model_dir)])
+    key = hashlib.sha256(depends.encode()).hexdigest()[:12]
+    outputs = {}
+    for name, records in sets.items():
+        outputs[name] = out / f"{name}.outputs"
+        generate_file(backend, asked(judge, records, tokenizer), outputs[name], judge.max_new_tokens, key)
+    unparsed = {}
+    for name, records in sets.items():
+        said = [r["completion"] for r in read_jsonl(outputs[name])]
+        found = [
+            {**verdict({**r, "output": o}, recipe["name"] or recipe["judge"], judge), "output": o}
+            for r, o in zip(records, said, strict=True)
+        ]
+        unparsed[name] = sum(v["attack_success"] is None for v in found)
+        write_jsonl(out / f"{name}.jsonl", found)
+    for left in [*outputs.values(), *out.glob("*.partial")]:
+        left.unlink()
+    recorder.write(
+        out / "provenance.json", [model_dir, *generations], unparsed=unparsed, batch_size=backend.batch_size
+    )
