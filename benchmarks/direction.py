@@ -1,18 +1,21 @@
 """The fast sweep against the exhaustive procedure: time, work, and that both choose the same candidate.
 
     python benchmarks/direction.py MODEL [--score first-token|phrases] [--prompts N] [--stride N] [--affine]
+        [--bounds MAX_KL MIN_INDUCE]...
 
 MODEL is a dense checkpoint folder, for example results/demo/smollm2-135m/dense/checkpoint. Candidates are all
 post-instruction positions at every STRIDE-th layer; both get the same prompts, candidates and batch size. The
 exhaustive procedure is Arditi et al.'s as one would write it down: three passes a candidate over whole prompts, hooks,
-logits at every position. Work is counted in token-layers: tokens (padding included) times decoder layers run.
-Target: 1/5 in time.
+logits at every position; one table of it serves all bounds. Work is counted in token-layers: tokens (padding included)
+times decoder layers run. Where other work runs on the machine, the ratio in processor seconds says more than that in
+time. Target: 1/5 in time.
 """
 
 import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +28,11 @@ from holdfast.model_folders import settings
 from holdfast.prompts.sources import read_prompts
 from holdfast.prompts.templates import encode, forward_inputs
 from holdfast.refusal.activations import block_inputs
+from holdfast.refusal.candidate_scores import Candidate, Sweep
 from holdfast.refusal.interventions import ablated, added
 from holdfast.refusal.scores import RefusalScore, kl_divergence, learn_openings, log_odds
 from holdfast.refusal.selection import best_failing, choose
-from holdfast.refusal.sweep import Candidate, Sweep, run_sweep
+from holdfast.refusal.sweep import run_sweep
 
 HARMFUL = {"source": "package:pyrit/datasets/seed_datasets/local/adv_bench.prompt"}
 HARMLESS = {"source": "package:holdfast/data/harmless.jsonl"}
@@ -83,21 +87,33 @@ class Exhaustive:
         return pd.DataFrame(rows, columns=["position", "layer", "bypass", "induce", "kl"])
 
 
+@dataclass
+class Cost:
+    seconds: float = 0.0
+    processor: float = 0.0
+    token_layers: int = 0
+
+    def __str__(self) -> str:
+        work = f"{self.token_layers / 1e6:.2f} million token-layers"
+        return f"{self.seconds:.1f} s, {self.processor:.1f} processor s, {work}"
+
+
 @contextmanager
-def token_layers(model: Any) -> Iterator[list[int]]:
-    """Counts tokens that go through an attention; blocks that a pass skips have none run."""
-    count = [0]
+def measured(model: Any) -> Iterator[Cost]:
+    """What is run meanwhile. Counts tokens that go through an attention: blocks that a pass skips have none run."""
+    cost = Cost()
 
     def add(_module: Any, args: Any, kwargs: Any) -> None:
         x = args[0] if args else kwargs["hidden_states"]
-        count[0] += x.shape[0] * x.shape[1]
+        cost.token_layers += x.shape[0] * x.shape[1]
 
-    hooks = [
-        attention(layer).register_forward_pre_hook(add, with_kwargs=True) for layer in decoder_layers(model)
-    ]
+    blocks = decoder_layers(model)
+    hooks = [attention(block).register_forward_pre_hook(add, with_kwargs=True) for block in blocks]
+    start = time.perf_counter(), time.process_time()
     try:
-        yield count
+        yield cost
     finally:
+        cost.seconds, cost.processor = time.perf_counter() - start[0], time.process_time() - start[1]
         for hook in hooks:
             hook.remove()
 
@@ -109,8 +125,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=32, help="validation prompts of each kind")
     parser.add_argument("--stride", type=int, default=4, help="every so many layers")
     parser.add_argument("--affine", action="store_true", help="affine ablation")
-    parser.add_argument("--max-kl", type=float, default=0.1)
-    parser.add_argument("--min-induce", type=float, default=0.0)
+    parser.add_argument("--bounds", nargs=2, type=float, action="append", metavar=("MAX_KL", "MIN_INDUCE"))
     given = parser.parse_args()
     model, tokenizer, chosen = load_model(given.model), load_tokenizer(given.model), settings(given.model)
 
@@ -131,32 +146,30 @@ def main() -> None:
     score = RefusalScore(tokenizer, chosen, learn_openings([], tokenizer), given.score)
     lengths = score.prompts(harmful + harmless).lengths()
     size = fitting_batch_size(model, max(lengths))
-    bounds = given.max_kl, given.min_induce
     print(
         f"{len(candidates)} candidates, {given.prompts} prompts of each kind, batch {size}, {given.score}",
         flush=True,
     )
-    with token_layers(model) as fast_work:
-        start = time.perf_counter()
-        sweep = Sweep(model, score, candidates, harmful, harmless, size)
-        _, number, usable = run_sweep(sweep, layers, *bounds)
-        fast = time.perf_counter() - start
-    place = candidates[number].position, candidates[number].layer
-    print(
-        f"fast: {fast:.1f} s, {fast_work[0] / 1e6:.2f} million token-layers, chose {place}, usable {usable}",
-        flush=True,
-    )
-    with token_layers(model) as whole_work:
-        start = time.perf_counter()
+    found = []
+    for bounds in given.bounds or [(0.1, 0.0)]:
+        with measured(model) as fast:
+            sweep = Sweep(model, score, candidates, harmful, harmless, size)
+            _, number, usable = run_sweep(sweep, layers, *bounds)
+        place = candidates[number].position, candidates[number].layer
+        print(f"fast, {bounds}: {fast}, chose {place}, usable {usable}", flush=True)
+        found.append((bounds, fast, place, usable))
+    with measured(model) as whole:
         table = Exhaustive(model, score, harmful, harmless, size).table(candidates)
-        whole = time.perf_counter() - start
-    picked = choose(table, layers, *bounds) if usable else best_failing(table, layers)
-    there = int(picked["position"]), int(picked["layer"])
-    print(f"exhaustive: {whole:.1f} s, {whole_work[0] / 1e6:.2f} million token-layers, chose {there}")
-    print(
-        f"fast / exhaustive: {fast / whole:.3f} in time, {fast_work[0] / whole_work[0]:.3f} in token-layers"
-    )
-    print(f"same choice: {place == there}")
+    print(f"exhaustive: {whole}")
+    for bounds, fast, place, usable in found:
+        picked = choose(table, layers, *bounds) if usable else best_failing(table, layers, bounds[1])
+        there = int(picked["position"]), int(picked["layer"])
+        print(
+            f"{bounds}: fast / exhaustive {fast.seconds / whole.seconds:.3f} in time, "
+            f"{fast.processor / whole.processor:.3f} in processor seconds, "
+            f"{fast.token_layers / whole.token_layers:.3f} in token-layers; exhaustive chose {there}; "
+            f"same choice: {place == there}"
+        )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "fetch": 1,
     "compress": 2,
     "activations": 1,
-    "direction": 3,
+    "direction": 4,
     "compare": 2,
     "mediate": 2,
     "edit": 3,

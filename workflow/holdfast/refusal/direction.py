@@ -22,8 +22,9 @@ from holdfast.prompts.sources import read_records
 from holdfast.prompts.templates import answer_opening
 from holdfast.provenance import Recorder
 from holdfast.refusal.activations import load_activations
+from holdfast.refusal.candidate_scores import Candidate, Sweep
 from holdfast.refusal.scores import RefusalScore, learn_openings
-from holdfast.refusal.sweep import Candidate, Sweep, run_sweep
+from holdfast.refusal.sweep import run_sweep
 from holdfast.statistics import auroc
 
 ANSWER_TOKENS = 16  # of the answers the score is checked against

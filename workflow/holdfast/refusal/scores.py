@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast.refusal.passes import Node, Prompts, next_token_logits
+from holdfast.refusal.passes import next_token_logits
+from holdfast.refusal.prompt_trees import Node, Prompts, Rows
 
 # Openings of refusals in general. A model's own greedy refusals show only its likeliest wordings; what it would
 # say a little less readily is refusal too.
@@ -40,6 +41,9 @@ def learn_openings(refusals: Sequence[Sequence[int]], tokenizer: PreTrainedToken
 def log_odds(probability: Tensor) -> Tensor:
     p = probability.double().clamp(1e-12, 1 - 1e-12)
     return (p / (1 - p)).log()
+
+
+HIGHEST = log_odds(torch.ones(())).item()  # that a refusal score can be
 
 
 class RefusalScore:
@@ -107,8 +111,8 @@ def in_order(prompts: Prompts, of_rows: Callable[[list[int]], Tensor]) -> Tensor
     return found[torch.tensor([row for rows in batches for row in rows]).argsort()]
 
 
-def first_token_log_probabilities(model: PreTrainedModel, prompts: Prompts, rows: Sequence[int]) -> Tensor:
-    """Of the first answer token, float32 [row, vocabulary] on the host, under whatever intervention is active."""
+def first_token_log_probabilities(model: PreTrainedModel, prompts: Prompts, rows: Rows) -> Tensor:
+    """Of the first answer token, float32 [prompt, vocabulary] on the host, under whatever intervention is active."""
     return next_token_logits(model, prompts, rows)[:, 0].log_softmax(-1).cpu()
 
 

@@ -46,17 +46,18 @@ def choose(scores: pd.DataFrame, n_layers: int, max_kl: float = 0.1, min_induce:
     return passing.loc[passing["bypass"].idxmin()]
 
 
-def best_failing(scores: pd.DataFrame, n_layers: int) -> pd.Series:
-    """Of candidates that all failed, the one with the lowest KL that induces refusal at all, else the lowest KL.
+def best_failing(scores: pd.DataFrame, n_layers: int, min_induce: float = 0.0) -> pd.Series:
+    """Of candidates that all failed, the one with the lowest KL that induces refusal enough, else the lowest KL.
 
-    Only layers that a direction may come from; of equals, the first. Columns as in :func:`choose`.
+    That is the candidate that would be let in first if the bound on KL were raised. Only layers that a direction may
+    come from; of equals, the first. Columns as in :func:`choose`.
 
     Raises HoldfastError when there is none whose KL is known.
     """
     shallow = scores[[not too_deep(layer, n_layers) for layer in scores["layer"]]].dropna(subset=["kl"])
     if shallow.empty:
         raise nothing_measured()
-    inducing = shallow[shallow["induce"] > 0]
+    inducing = shallow[shallow["induce"] >= min_induce]
     pool = inducing if len(inducing) else shallow
     return pool.loc[pool["kl"].idxmin()]
 

@@ -4,166 +4,32 @@ The choice equals that of scoring every candidate on every prompt (``full=True``
 cannot change it:
 
 * KL divergence is never negative, so a candidate whose sum over some prompts already exceeds the bound for all of them
-  is dropped there. Four short prompts come first, several candidates in one batch, one direction a row, and more for
-  candidates that seem to exceed it;
-* of the rest those that on four prompts do not induce refusal are tried on all, and dropped if they do not;
-* of the rest ``bypass`` is measured, and the two filters to the end only from the lowest bypass up, until one passes;
-* adding a direction at layer l leaves the blocks below as they are: those passes start at layer l.
+  is dropped there. Four short prompts come first, and more for candidates that seem to exceed it;
+* a refusal score has a highest value, so a candidate that would not induce refusal even if every prompt left were
+  refused for certain is dropped there;
+* ``bypass`` is measured for the rest, and the two filters to the end only from the lowest bypass up, until one passes;
+* when none passes, a candidate is out of the question once its sum of KL divergences exceeds the whole sum of one that
+  induces refusal, or once it cannot induce refusal itself: whichever is cheaper to show.
+
+Passes hold several candidates, and several prompts a row (``prompt_trees``); adding a direction at layer l leaves the
+blocks below as they are, so those passes start at layer l.
 """
 
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import torch
-from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
-from holdfast.batching import fitting_batch_size, halving
-from holdfast.refusal.interventions import ablated
-from holdfast.refusal.passes import BlockInputs, Prompts, next_token_logits
-from holdfast.refusal.scores import RefusalScore, first_token_log_probabilities, kl_divergence
+from holdfast.refusal.candidate_scores import Sweep
+from holdfast.refusal.scores import HIGHEST
 from holdfast.refusal.selection import best_failing, choose, nothing_measured, too_deep, why_dropped
 
-STEP = 4  # prompts at a time that a candidate's KL is tried on
+STEP = 4  # prompts that a candidate is tried on before more
 COLUMNS = ["position", "layer", "bypass", "induce", "kl", "kl_prompts", "dropped", "chosen"]
 NOT_NEEDED = "not the lowest bypass"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """``difference`` (mean harmful − mean harmless) [d_model] float32; ``harmless`` means [layer, d_model] for affine
-    ablation, or None."""
-
-    position: int
-    layer: int
-    difference: Tensor
-    harmless: Tensor | None = None
-
-    @property
-    def unit(self) -> Tensor:
-        return self.difference / self.difference.norm()
-
-
-class Sweep:
-    """Scores of candidates on validation prompts, each measured when it is asked for and once only.
-
-    Args:
-        harmful, harmless: validation prompts.
-        batch_size: prompts at a time; None fits it to the free memory. Halved when memory runs out.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        score: RefusalScore,
-        candidates: Sequence[Candidate],
-        harmful: Sequence[str],
-        harmless: Sequence[str],
-        batch_size: int | None = None,
-    ) -> None:
-        self.model, self.score, self.candidates = model, score, list(candidates)
-        self.harmful, self.harmless = score.prompts(harmful), score.prompts(harmless)
-        self.plain = Prompts(score.tokenizer, score.settings, harmless)
-        self.size = batch_size or fitting_batch_size(
-            model, max(self.harmful.lengths() + self.harmless.lengths())
-        )
-        everything = list(range(len(self.plain)))
-        self.before = torch.cat(halving(self._first_tokens, everything, self.size))
-        self.kl_order = sorted(everything, key=lambda row: len(self.plain.ids[row]))
-        self.kl_sum = [0.0] * len(self.candidates)
-        self.kl_done = [0] * len(self.candidates)
-        self.bypass = [math.nan] * len(self.candidates)
-        self.induce_values: list[list[float]] = [[] for _ in self.candidates]
-        self.kept: BlockInputs | None = None
-
-    def _first_tokens(self, rows: Sequence[int]) -> Tensor:
-        return first_token_log_probabilities(self.model, self.plain, rows)
-
-    def measure_kl(self, numbers: Sequence[int], upto: int) -> None:
-        """Go on with the KL of these candidates (numbers), over the first ``upto`` prompts, shortest first."""
-        pairs = [(n, row) for n in numbers for row in self.kl_order[self.kl_done[n] : upto]]
-
-        def of(some: Sequence[tuple[int, int]]) -> Tensor:
-            chosen, rows = [self.candidates[n] for n, _ in some], [row for _, row in some]
-            units = torch.stack([c.unit for c in chosen])
-            means = None
-            if chosen[0].harmless is not None:
-                means = torch.stack([c.harmless for c in chosen if c.harmless is not None], 1)
-            with ablated(self.model, units, means):
-                return kl_divergence(self.before[rows], self._first_tokens(rows))
-
-        values = torch.cat(halving(of, pairs, self.size)).tolist() if pairs else []
-        for (number, _), value in zip(pairs, values, strict=True):
-            self.kl_sum[number] += value
-            self.kl_done[number] += 1
-
-    def kl(self, number: int) -> float:
-        """Mean KL divergence on harmless prompts, nats; a lower bound of it until all prompts are measured.
-
-        NaN where any value was.
-        """
-        return self.kl_sum[number] / len(self.plain)
-
-    def measure_bypass(self, number: int) -> float:
-        """Mean refusal score on harmful prompts with the direction ablated."""
-        if math.isnan(self.bypass[number]):
-            candidate = self.candidates[number]
-
-            def of(rows: Sequence[int]) -> Tensor:
-                with ablated(self.model, candidate.unit, candidate.harmless):
-                    return self.score.of(next_token_logits(self.model, self.harmful, rows))
-
-            rows = [row for batch in self.harmful.batches(self.size) for row in batch]
-            self.bypass[number] = torch.cat(halving(of, rows, self.size)).mean().item()
-        return self.bypass[number]
-
-    def measure_induce(self, number: int, upto: int | None = None) -> float:
-        """Mean refusal score on the first ``upto`` harmless prompts (None: all), the difference added at its layer."""
-        candidate, values = self.candidates[number], self.induce_values[number]
-        if self.kept is None:
-            layers = [c.layer for c in self.candidates]
-            self.kept = BlockInputs(self.model, self.harmless, layers, self.size)
-        kept = self.kept
-
-        def of(rows: Sequence[int]) -> Tensor:
-            with kept.resumed(self.model, candidate.layer, rows, candidate.difference):
-                return self.score.of(next_token_logits(self.model, self.harmless, rows))
-
-        for part in halving(of, range(len(self.harmless))[len(values) : upto], self.size):
-            values += part.tolist()
-        return sum(values) / len(values)
-
-    def induce(self, number: int) -> float:
-        """NaN until all prompts are measured."""
-        values = self.induce_values[number]
-        return sum(values) / len(values) if len(values) == len(self.harmless) else math.nan
-
-    def table(self, n_layers: int, max_kl: float, min_induce: float) -> pd.DataFrame:
-        """One row a candidate: its scores as far as they were measured, and why it was dropped."""
-        rows = []
-        for number, candidate in enumerate(self.candidates):
-            whole = self.kl_done[number] == len(self.plain)
-            row = {
-                "position": candidate.position,
-                "layer": candidate.layer,
-                "bypass": self.bypass[number],
-                "induce": self.induce(number),
-                "kl": self.kl(number) if whole else math.nan,
-                "kl_prompts": self.kl_done[number],
-            }
-            # A sum over part of the prompts that is over the bound for all of them has failed the filter already.
-            known = self.kl(number) if whole or not self.kl(number) <= max_kl else 0.0
-            failed = why_dropped({**row, "kl": known}, n_layers, max_kl, min_induce)
-            undecided = math.isnan(row["induce"]) or (not whole and row["induce"] >= min_induce)
-            if undecided and not failed.startswith(("last", "kl")):
-                failed = NOT_NEEDED
-            rows.append({**row, "dropped": failed, "chosen": False})
-        return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def run_sweep(
@@ -175,84 +41,150 @@ def run_sweep(
     that ``selection.best_failing`` names.
     """
     everything = list(range(len(sweep.candidates)))
-    every_prompt = len(sweep.plain)
     if full:
         for number in tqdm(everything, desc="direction sweep", unit="candidate", mininterval=2):
-            sweep.measure_kl([number], every_prompt)
-            sweep.measure_induce(number)
-            sweep.measure_bypass(number)
-        table = sweep.table(n_layers, max_kl, min_induce)
+            for measure in (sweep.kl, sweep.induce, sweep.bypass):
+                measure.advance([number])
+        table = scores_table(sweep, n_layers, max_kl, min_induce)
         usable = bool((table["dropped"] == "").any())
-        picked = choose(table, n_layers, max_kl, min_induce) if usable else best_failing(table, n_layers)
+        bounds = max_kl, min_induce
+        picked = choose(table, n_layers, *bounds) if usable else best_failing(table, n_layers, min_induce)
         return table, int(picked.name), usable
     shallow = [n for n in everything if not too_deep(sweep.candidates[n].layer, n_layers)]
-    with tqdm(total=2 * len(shallow), desc="direction sweep", unit="step", mininterval=2) as progress:
-        hopeful = []
-        for number in _within_bound(sweep, shallow, max_kl, progress):
-            # Where a few prompts say that it does not induce refusal, all of them are asked before anything else.
-            induced = sweep.measure_induce(number, STEP)
-            if induced >= min_induce or sweep.measure_induce(number) >= min_induce:
-                sweep.measure_bypass(number)
-                hopeful.append(number)
-            progress.update()
-    chosen = next((n for n in _by_bypass(sweep, hopeful) if _passes(sweep, n, max_kl, min_induce)), None)
-    usable = chosen is not None
-    if chosen is None:
-        chosen = _best_failing(sweep, shallow)
-        sweep.measure_bypass(chosen)
-    return sweep.table(n_layers, max_kl, min_induce), chosen, usable
+    with tqdm(total=3 * len(shallow), desc="direction sweep", unit="step", mininterval=2) as progress:
+        hopeful = _within_bound(sweep, shallow, max_kl, progress)
+        sweep.induce.advance(hopeful, STEP)
+        hopeful = [
+            n for n in hopeful if sweep.induce.so_far(n) >= min_induce or _induces(sweep, n, min_induce)
+        ]
+        sweep.bypass.advance(hopeful)
+        ranked = sorted(
+            (n for n in hopeful if not math.isnan(sweep.bypass.mean(n))),
+            key=lambda n: (sweep.bypass.mean(n), n),
+        )
+        chosen = next((n for n in ranked if _passes(sweep, n, max_kl, min_induce)), None)
+        usable = chosen is not None
+        progress.update(len(shallow))
+        if chosen is None:
+            chosen = _best_failing(sweep, shallow, min_induce, progress)
+            sweep.bypass.advance([chosen])
+        progress.update(progress.total - progress.n)
+    return scores_table(sweep, n_layers, max_kl, min_induce), chosen, usable
+
+
+def scores_table(sweep: Sweep, n_layers: int, max_kl: float, min_induce: float) -> pd.DataFrame:
+    """One row a candidate: its scores as far as they were measured to the end, and why it was dropped."""
+    rows = []
+    for number, candidate in enumerate(sweep.candidates):
+        kl, induce = sweep.kl, sweep.induce
+        row = {
+            "position": candidate.position,
+            "layer": candidate.layer,
+            "bypass": sweep.bypass.mean(number),
+            "induce": induce.mean(number),
+            "kl": kl.mean(number),
+            "kl_prompts": kl.done[number],
+        }
+        # A bound that fails a filter has failed it; one that does not leaves it open.
+        known = {**row, "kl": kl.least(number), "induce": induce.most(number)}
+        failed = why_dropped(known, n_layers, max_kl, min_induce)
+        measured = all(m.whole(number) for m in (kl, induce, sweep.bypass))
+        if not measured and failed in ("", "bypass is NaN"):
+            failed = NOT_NEEDED
+        rows.append({**row, "dropped": failed, "chosen": False})
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _within_bound(sweep: Sweep, numbers: Sequence[int], max_kl: float, progress: Any) -> list[int]:
     """Candidates not shown to exceed the bound on KL; those that seem to are pursued until they are or do not."""
-    group = max(1, sweep.size // STEP)
+    kl = sweep.kl
     undecided, hopeful = list(numbers), []
     while undecided:
-        for start in range(0, len(undecided), group):
-            some = undecided[start : start + group]
-            sweep.measure_kl(some, sweep.kl_done[some[0]] + STEP)
-        still = []
-        for number in undecided:
-            over = not sweep.kl(number) <= max_kl
-            likely_over = sweep.kl_sum[number] > max_kl * sweep.kl_done[number]
-            if not over and likely_over and sweep.kl_done[number] < len(sweep.plain):
-                still.append(number)
-                continue
-            progress.update(2 if over else 1)
-            if not over:
-                hopeful.append(number)
+        kl.advance(undecided, kl.done[undecided[0]] + STEP)
+        inside = [n for n in undecided if kl.least(n) <= max_kl]
+        still = [n for n in inside if kl.so_far(n) > max_kl and not kl.whole(n)]
+        progress.update(len(undecided) - len(still))
+        hopeful += [n for n in inside if n not in still]
         undecided = still
     return sorted(hopeful)
 
 
-def _by_bypass(sweep: Sweep, numbers: Sequence[int]) -> list[int]:
-    """From the lowest up, of equals the first; without those that are NaN."""
-    return sorted((n for n in numbers if not math.isnan(sweep.bypass[n])), key=lambda n: (sweep.bypass[n], n))
+def _induces(sweep: Sweep, number: int, min_induce: float) -> bool:
+    """Whether the candidate induces refusal over all prompts; asked as far as it takes to know."""
+    induce = sweep.induce
+    while induce.most(number) >= min_induce and not induce.whole(number):
+        induce.advance([number], _induce_prompts(sweep, number, min_induce))
+    return induce.mean(number) >= min_induce
+
+
+def _induce_prompts(sweep: Sweep, number: int, min_induce: float) -> int:
+    """On how many prompts a candidate must be asked until it is shown not to induce refusal, if it goes on alike."""
+    induce, everything = sweep.induce, len(sweep.harmless)
+    if not induce.so_far(number) < min_induce:
+        return everything
+    needed = everything * (HIGHEST - min_induce) / (HIGHEST - induce.so_far(number))
+    return min(everything, max(induce.done[number] + STEP, math.ceil(needed)))
 
 
 def _passes(sweep: Sweep, number: int, max_kl: float, min_induce: float) -> bool:
     """The filters, KL in steps so that a candidate far over the bound costs little."""
-    while sweep.kl(number) <= max_kl and sweep.kl_done[number] < len(sweep.plain):
-        sweep.measure_kl([number], max(2 * sweep.kl_done[number], STEP))
-    return sweep.kl(number) <= max_kl and sweep.measure_induce(number) >= min_induce
+    kl = sweep.kl
+    while kl.least(number) <= max_kl and not kl.whole(number):
+        kl.advance([number], 2 * kl.done[number])
+    return kl.least(number) <= max_kl and _induces(sweep, number, min_induce)
 
 
-def _best_failing(sweep: Sweep, shallow: Sequence[int]) -> int:
-    """``selection.best_failing`` with as few passes: what is measured so far is a lower bound of the KL."""
-    heap = [(sweep.kl(n), sweep.kl_done[n] < len(sweep.plain), n) for n in shallow]
-    heap = [entry for entry in heap if not math.isnan(entry[0])]
+def _best_failing(sweep: Sweep, numbers: Sequence[int], min_induce: float, progress: Any) -> int:
+    """``selection.best_failing`` with as few passes as can be."""
+    kl, induce = sweep.kl, sweep.induce
+    known = [n for n in numbers if not math.isnan(kl.least(n))]
+    induce.advance(known, STEP)
+    best: int | None = None
+
+    def beaten(number: int) -> bool:
+        if best is None:
+            return math.isnan(kl.least(number))
+        return not (kl.least(number), number) <= (kl.least(best), best)
+
+    # First those that seem to induce refusal, by what their KL seems to be: theirs is what others have to undercut.
+    for number in sorted(known, key=lambda n: (not induce.so_far(n) >= min_induce, kl.so_far(n))):
+        if best is not None and _kl_is_cheaper(sweep, number, kl.total[best], min_induce):
+            while not (beaten(number) or kl.whole(number)):
+                kl.advance([number], max(kl.done[number] + STEP, _kl_prompts(sweep, number, kl.total[best])))
+        if not beaten(number) and _induces(sweep, number, min_induce):
+            while not (beaten(number) or kl.whole(number)):
+                kl.advance([number], None if best is None else 2 * kl.done[number])
+            best = best if beaten(number) else number
+        progress.update()
+    return _lowest_kl(sweep, known) if best is None else best
+
+
+def _kl_prompts(sweep: Sweep, number: int, total: float) -> int:
+    """On how many prompts a candidate's sum of KL divergences exceeds ``total``, if it goes on alike; with one over."""
+    so_far = sweep.kl.so_far(number)
+    return math.ceil(total / so_far) + 1 if so_far > 0 else 2 * len(sweep.plain)
+
+
+def _kl_is_cheaper(sweep: Sweep, number: int, total: float, min_induce: float) -> bool:
+    """Whether to show that a KL divergence is too high takes fewer tokens × layers than that nothing is induced."""
+    layers = sweep.n_layers
+    by_kl = _kl_prompts(sweep, number, total)
+    by_induce = _induce_prompts(sweep, number, min_induce) - sweep.induce.done[number]
+    kl_tokens, induce_tokens = (sum(p.lengths()) / len(p) for p in (sweep.plain, sweep.harmless))
+    cost = by_induce * induce_tokens * (layers - sweep.candidates[number].layer)
+    return by_kl <= len(sweep.plain) and (by_kl - sweep.kl.done[number]) * kl_tokens * layers < cost
+
+
+def _lowest_kl(sweep: Sweep, numbers: Sequence[int]) -> int:
+    """What is measured so far is a lower bound of the KL: always the lowest is measured on."""
+    kl = sweep.kl
+    heap = [(kl.least(n), n) for n in numbers]
     heapq.heapify(heap)
-    lowest: int | None = None
     while heap:
-        _, bound_only, number = heapq.heappop(heap)
-        if bound_only:
-            sweep.measure_kl([number], sweep.kl_done[number] + STEP)
-            if not math.isnan(sweep.kl(number)):
-                heapq.heappush(heap, (sweep.kl(number), sweep.kl_done[number] < len(sweep.plain), number))
-            continue
-        lowest = number if lowest is None else lowest
-        if sweep.measure_induce(number) > 0:
+        _, number = heapq.heappop(heap)
+        if kl.whole(number):
             return number
-    if lowest is None:
-        raise nothing_measured()
-    return lowest
+        kl.advance([number], kl.done[number] + STEP)
+        if not math.isnan(kl.least(number)):
+            heapq.heappush(heap, (kl.least(number), number))
+    raise nothing_measured()
