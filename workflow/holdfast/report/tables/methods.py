@@ -51,7 +51,7 @@ def methods_table(numbers: Numbers) -> Table | None:
         )
     seconds = [numbers.get(c, AS_IS, "direction_seconds").value for c in numbers.compressions]
     known = [s for s in seconds if not math.isnan(s)]
-    directions = f", {min(known):.0f} to {max(known):.0f} s a model" if known else ""
+    directions = f" ({min(known):.0f} to {max(known):.0f} s a model)" if known else ""
     return Table(
         f"{numbers.model}: methods side by side",
         [
@@ -70,9 +70,9 @@ def methods_table(numbers: Numbers) -> Table | None:
         rows,
         f"n: {attack} attack prompts, {over} over-refusal prompts; p: exact McNemar on the same attack prompts, by "
         "Holm over the rows that are no control. Seconds: of making the method's checkpoint, its search included; AIRD "
-        f"and steering also need two models' directions{directions}, whatever their number, new calibrations and tunes "
-        "the dense model's answers to the train prompts. Bytes: of files that are not the compressed checkpoint's "
-        "own; a new calibration's checkpoint takes that one's place.",
+        f"and steering also need the directions of both models{directions}, once for all such methods, new "
+        "calibrations and tunes the dense model's answers to the train prompts. Bytes: of files that are not the "
+        "compressed checkpoint's own; a new calibration's checkpoint takes that one's place.",
         "A method is worth having where it refuses more than as-is without refusing harmless prompts or losing "
         "ability, and a simpler one does not do the same. A system prompt shows in the answers only: perplexity and "
         "zero-shot accuracy are measured without a chat.",
