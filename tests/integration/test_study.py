@@ -51,7 +51,8 @@ def make_study(folder: Path) -> dict[str, Any]:
         "direction": {"positions": [-1], "layers": [1, 2]},
         "evaluate": {
             "generate": {"max_new_tokens": 6},
-            "judges": ["arditi-12", "study-l-31"],
+            "judges": ["arditi-12", "study-l-31", "guard"],
+            "judge_models": {"guard": {"judge": "wildguard", "source": "path:model"}},
             "mediation": {"prompts": 3, "max_new_tokens": 4, "random_seeds": 1},
             "zero_shot": {"tasks": ["holdfast_choice"], "limit": 4},
             "perplexity": {"source": "file:heldout.txt", "window": 32, "windows": 3},
@@ -97,6 +98,17 @@ def test_every_cell_is_in_the_table(finished: Path) -> None:
     assert ((rates["low"] <= rates["value"]) & (rates["value"] <= rates["high"])).all()
     needed = {"over_refusal", "genuine_refusal", "perplexity", "cosine_to_dense", "cosine_null_split_half"}
     assert needed <= set(table.dropna(subset="value")["measure"])
+
+
+def test_a_random_model_judge_leaves_every_answer_open(finished: Path) -> None:
+    table = pd.read_csv(finished / "results/tiny/tables/refusal.csv")
+    assert table[table["measure"] == "attack_success_rate[guard]"]["value"].isna().tolist() == [True] * 4
+    unread = table[table["measure"] == "unparsed[guard]"]
+    assert (unread["value"] == 1).all()
+    assert (unread["n"] == 6).all()
+    record = read_json(finished / "results/tiny/tiny/rtn-w4/aird/verdicts/guard/provenance.json")
+    assert record["unparsed"] == {"attack": 6, "over_refusal": 5}
+    assert "results/tiny/judges/guard/checkpoint" in record["inputs"]
 
 
 def test_every_stage_left_its_record_and_page(finished: Path) -> None:

@@ -24,7 +24,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "judge-by-model": 1,
     "agreement": 1,
     "ability": 1,
-    "tables": 3,
+    "tables": 4,
     "figures": 1,
-    "report": 3,
+    "report": 4,
 }
