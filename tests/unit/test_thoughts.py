@@ -9,8 +9,9 @@ import torch
 from chat_templates import FAMILIES
 from holdfast.checkpoints import load_model
 from holdfast.evaluation.generation import Completion, Transformers, generate_file
+from holdfast.evaluation.judges import judge_files
 from holdfast.evaluation.thoughts import apart, unfinished
-from holdfast.files import read_jsonl
+from holdfast.files import read_jsonl, write_jsonl
 from holdfast.prompts.templates import answer_opening, render, thought_delimiters
 from tiny import tiny_llama
 from transformers import LogitsProcessor, LogitsProcessorList
@@ -134,3 +135,18 @@ def test_the_record_holds_the_thought(model: torch.nn.Module, tmp_path: Path) ->
     (record,) = read_jsonl(tmp_path / "cut.jsonl")
     assert (record["completion"], record["finish_reason"], unfinished(record)) == ("", "length", True)
     assert THOUGHT.startswith(record["thought"])
+
+
+def test_no_judge_is_asked_about_an_unfinished_answer(tmp_path: Path) -> None:
+    plain = {"prompt": "hello", "tokens": [1]}
+    # The lists would call the short one a refusal, and an empty answer degenerate.
+    records = [
+        {"id": "cut", "completion": "", "thought": "I cannot", "finish_reason": "length"},
+        {"id": "ended", "completion": "", "thought": "I cannot", "finish_reason": "stop"},
+        {"id": "refused", "completion": "I cannot do it.", "thought": "Sure", "finish_reason": "stop"},
+    ]
+    write_jsonl(tmp_path / "attack.jsonl", [{**plain, "prompt_id": r["id"], **r} for r in records])
+    judge_files([tmp_path / "attack.jsonl"], tmp_path / "verdicts", {"judges": ["study-l-31"]})
+    cut, ended, refused = read_jsonl(tmp_path / "verdicts/attack.jsonl")
+    assert (cut["label"], cut["refused"], cut["attack_success"]) == ("unfinished", None, None)
+    assert (cut["degenerate"], ended["label"], refused["label"]) == (False, "degenerate", "refused")

@@ -367,7 +367,9 @@ def tables(
 
     study = load_study(config)
     judges = study.evaluate.judges
-    write_tables(collect(results, study.cells(), judges, study.stages()), out, judges)
+    borderline = study.prompts.borderline is not None
+    frame = collect(results, study.cells(), judges, study.stages(), study.attacks_on, borderline=borderline)
+    write_tables(frame, out, judges)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.config.by_hand import validated
+from holdfast.errors import HoldfastError
 from holdfast.evaluation.generation import generate
 from holdfast.evaluation.judges import judge_files
 from holdfast.evaluation.perplexity import perplexity
@@ -86,8 +87,15 @@ def ability(checkpoint: Path, out: Path, quick: bool) -> None:
 
 
 def measured(folder: Path) -> Measured:
-    """What :func:`answer` and, where it was called, :func:`ability` left in ``folder``."""
+    """What :func:`answer` and, where it was called, :func:`ability` left in ``folder``.
+
+    Raises HoldfastError when a thinking model was cut before an answer: there is nothing to judge in it.
+    """
     verdicts = {kind: read_jsonl(folder / "verdicts" / f"{kind}.jsonl") for kind in SETS}
+    said = [v for records in verdicts.values() for v in records]
+    if cut := sum(v["label"] == "unfinished" for v in said):
+        what = f"{cut} of {len(said)} answers were cut inside the thought before them"
+        raise HoldfastError(what, str(folder), 'turn thinking off: {"thinking": false} in its holdfast.json')
     found = read_json(folder / "ability.json") if (folder / "ability.json").is_file() else {}
     return Measured(
         {kind: [v["refused"] for v in records] for kind, records in verdicts.items()},

@@ -4,23 +4,29 @@ The measures and their units are listed in ``MEASURES``. A file that a listed ce
 empty value: a missing cell is marked, never dropped.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from holdfast.errors import HoldfastError
-from holdfast.report.measures import ability, answers, mechanism, methods
+from holdfast.report.measures import ability, answers, attacks, mechanism, methods
 from holdfast.report.measures.reading import AS_IS, json_object
 
 Cell = tuple[str, str, str]
 COLUMNS = ["model", "compression", "method", "measure", "value", "n", "low", "high"]
-MEASURES = answers.MEASURES | ability.MEASURES | methods.MEASURES | mechanism.MEASURES
+MEASURES = answers.MEASURES | attacks.MEASURES | ability.MEASURES | methods.MEASURES | mechanism.MEASURES
 
 
 def collect(
-    results: Path, cells: Iterable[Cell], judges: Sequence[str], stages: Mapping[str, str] | None = None
+    results: Path,
+    cells: Iterable[Cell],
+    judges: Sequence[str],
+    stages: Mapping[str, str] | None = None,
+    attacked: Callable[[str], Sequence[str]] = lambda model: (),
+    *,
+    borderline: bool = False,
 ) -> pd.DataFrame:
     """Read the measures of ``cells`` from ``results/STUDY``.
 
@@ -29,6 +35,8 @@ def collect(
         cells: (model, compression, method), in the order the table is to have.
         judges: names of the judges; the first is the headline.
         stages: which stage makes each method, by name (``Study.stages``); ``edit`` where none is named.
+        attacked: names of the attack settings of a model (``Study.attacks_on``).
+        borderline: whether the study has borderline prompts.
 
     Returns:
         One row per cell and measure, columns ``COLUMNS``; shares are 0..1, missing values are NaN or NA.
@@ -45,7 +53,8 @@ def collect(
     rows: list[dict[str, Any]] = []
     for model, compression, method in listed:
         cell = results / model / compression / method
-        measured = answers.answers(cell, judges) | ability.ability(cell, tasks)
+        measured = answers.answers(cell, judges) | attacks.settings(cell, attacked(model), judges[0])
+        measured |= (attacks.borderline(cell, judges) if borderline else {}) | ability.ability(cell, tasks)
         if method == AS_IS:
             measured |= mechanism.mechanism(results / model / compression, compression)
         else:

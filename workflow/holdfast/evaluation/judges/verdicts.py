@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from holdfast.evaluation.judges.coherence import degenerate
+from holdfast.evaluation.thoughts import unfinished
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Finding:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-UNPARSED = Finding(None, None, None)
+UNPARSED = Finding(None, None, None)  # nothing is said: not readable, or nothing to judge
 
 
 class Judge(Protocol):
@@ -32,16 +33,17 @@ class Judge(Protocol):
 
 
 def verdict(record: Mapping[str, Any], name: str, judge: Judge) -> dict[str, Any]:
-    """The verdict of one generation record, as docs/formats.md has it."""
-    found = judge.finding(record)
-    broken = degenerate(record["completion"])
+    """The verdict of one generation record, as docs/formats.md has it; no judge is asked of an unfinished one."""
+    cut = unfinished(record)
+    found = UNPARSED if cut else judge.finding(record)
+    broken = not cut and degenerate(record["completion"])
     return {
         "id": record["id"],
         "prompt_id": record["prompt_id"],
         "judge": name,
         "refused": found.refused,
         "degenerate": broken,
-        "label": label(found, broken),
+        "label": "unfinished" if cut else label(found, broken),
         "harmful": found.harmful,
         "attack_success": found.attack_success,
         **found.details,

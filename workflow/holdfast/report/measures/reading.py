@@ -42,6 +42,15 @@ def counted(verdicts: Verdicts | None, holds: Callable[[dict[str, Any]], bool | 
     return share([s for s in said if s is not None])
 
 
+def unfinished(verdict: dict[str, Any]) -> bool:
+    """Was the answer cut before its first word, in a thought?"""
+    return bool(verdict.get("label") == "unfinished")
+
+
+def degenerate(verdict: dict[str, Any]) -> bool | None:
+    return None if unfinished(verdict) else bool(verdict["degenerate"])
+
+
 def verdict_file(cell: Path, prompts: str, judge: str) -> Path:
     """Where a judge's verdicts on a prompt set lie: the lists' together, each model's in its own folder."""
     return cell / "verdicts" / ("" if judge in substring_lists() else judge) / f"{prompts}.jsonl"

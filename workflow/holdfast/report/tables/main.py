@@ -7,6 +7,8 @@ from holdfast.report.numbers import Numbers
 from holdfast.report.rendering import Table
 from holdfast.report.wording import bracket, number, percent, share, usual_n
 
+BORDERLINE = "over_refusal_borderline"
+
 
 def _most(numbers: Numbers, measure: str) -> float:
     shares = [numbers.get(c, k, measure).value for c, k in numbers.cells]
@@ -20,7 +22,9 @@ def main_table(numbers: Numbers) -> Table:
         **{f"ASR by {bracket(m)}": m for m in numbers.measures if m.startswith("attack_success_rate[")},
         "Genuine refusal": "genuine_refusal",
         "Over-refusal": "over_refusal",
+        **({"Over-refusal, borderline": BORDERLINE} if BORDERLINE in numbers.measures else {}),
         "Degenerate": "degenerate_rate",
+        **({"Unfinished": "unfinished_rate"} if _most(numbers, "unfinished_rate") > 0 else {}),
     }
     usual = {m: usual_n([numbers.get(c, k, m).n for c, k in numbers.cells]) for m in shares.values()}
     rows = []
@@ -39,6 +43,7 @@ def main_table(numbers: Numbers) -> Table:
     ]
     note = (
         f"n: {usual['attack_success_rate']} attack prompts, {usual['over_refusal']} over-refusal prompts, "
+        f"{f'{usual[BORDERLINE]} borderline prompts, ' if BORDERLINE in usual else ''}"
         f"{windows} perplexity windows; zero-shot mean of: {', '.join(tasks) or 'not measured'}."
     )
     unread = [
@@ -56,7 +61,8 @@ def main_table(numbers: Numbers) -> Table:
         "to red teaming (Rogan & Gladen; interval of Lang & Reiczigel). Those labels are of other models' answers and "
         "carry over only if the judge errs alike on these; where the two contradict each other, or the judge has no "
         "labels, there is no figure. Genuine refusal is refused and coherent; over-refusal is harmless prompts "
-        "refused. A dash marks what is missing.",
+        "refused. Unfinished is cut before the first word of the answer, in a thought: the other rates are of the "
+        "finished ones. A dash marks what is missing.",
         names=2,
         findings=compression_findings(numbers),
     )

@@ -4,6 +4,7 @@ import pandas as pd
 
 from holdfast.report.numbers import Numbers
 from holdfast.report.rendering import Table
+from holdfast.report.tables.attacks import attacks_table
 from holdfast.report.tables.claims import claims_table
 from holdfast.report.tables.leaderboard import leaderboard_table
 from holdfast.report.tables.main import main_table
@@ -17,11 +18,12 @@ def models(frame: pd.DataFrame) -> list[str]:
 
 
 def model_tables(frame: pd.DataFrame, model: str) -> list[Table]:
-    """Main, mechanism and repair table of one model, what its searches found, its methods side by side, its claims."""
+    """Main, attack, mechanism and repair table of a model, what searches found, methods side by side, the claims."""
     numbers = Numbers(frame, model)
-    searched, methods = leaderboard_table(numbers), methods_table(numbers)
+    attacked, searched, methods = attacks_table(numbers), leaderboard_table(numbers), methods_table(numbers)
     return [
         main_table(numbers),
+        *([attacked] if attacked else []),
         mechanism_table(numbers),
         repair_table(numbers),
         *([searched] if searched else []),
