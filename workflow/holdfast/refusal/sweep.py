@@ -53,18 +53,18 @@ def run_sweep(
     shallow = [n for n in everything if not too_deep(sweep.candidates[n].layer, n_layers)]
     with tqdm(total=3 * len(shallow), desc="direction sweep", unit="step", mininterval=2) as progress:
         hopeful = _within_bound(sweep, shallow, max_kl, progress)
+        progress.update(len(shallow) - len(hopeful))
         sweep.induce.advance(hopeful, STEP)
-        hopeful = [
-            n for n in hopeful if sweep.induce.so_far(n) >= min_induce or _induces(sweep, n, min_induce)
-        ]
-        sweep.bypass.advance(hopeful)
+        for number in hopeful:
+            if sweep.induce.so_far(number) >= min_induce or _induces(sweep, number, min_induce):
+                sweep.bypass.advance([number])
+            progress.update()
         ranked = sorted(
             (n for n in hopeful if not math.isnan(sweep.bypass.mean(n))),
             key=lambda n: (sweep.bypass.mean(n), n),
         )
         chosen = next((n for n in ranked if _passes(sweep, n, max_kl, min_induce)), None)
         usable = chosen is not None
-        progress.update(len(shallow))
         if chosen is None:
             chosen = _best_failing(sweep, shallow, min_induce, progress)
             sweep.bypass.advance([chosen])
