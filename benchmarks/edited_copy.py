@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from holdfast.architectures import decoder_layers, module_name, writer
-from holdfast.edited_checkpoints import edited_copy, read_weight, stored_in
-from holdfast.model_folders import weight_files
+from holdfast.edited_checkpoints import edited_copy, read_weight
+from holdfast.model_folders import headers, weight_files
 from holdfast.skeletons import skeleton
 
 
@@ -32,9 +32,9 @@ def main() -> None:
     block = decoder_layers(model)[given.layer]
     names = [f"{module_name(model, writer(block, kind))}.weight" for kind in ("o_proj", "down_proj")]
     weights = {name: read_weight(given.checkpoint, name) * 1.01 for name in names}
-    places = stored_in(given.checkpoint)
+    places = headers(given.checkpoint)
     modules = tuple(name.removesuffix("weight") for name in names)
-    shards = sorted({file for entry, file in places.items() if entry.startswith(modules)})
+    shards = sorted({stored.file for entry, stored in places.items() if entry.startswith(modules)})
     changed = sum((given.checkpoint / shard).stat().st_size for shard in shards)
     with tempfile.TemporaryDirectory(dir=given.checkpoint.parent) as scratch:
         out, plain = Path(scratch) / "copy", Path(scratch) / "plain"

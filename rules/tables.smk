@@ -25,6 +25,9 @@ rule tables:
         mediations=of_checkpoints(
             "<results>/{model}/{compression}/mediation/verdicts.jsonl"
         ),
+        transfers=of_checkpoints(
+            "<results>/{model}/{compression}/transfer.json", compressed
+        ),
         comparisons=of_checkpoints(
             "<results>/{model}/{compression}/comparison.json", compressed
         ),

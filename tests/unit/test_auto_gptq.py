@@ -13,10 +13,11 @@ from gptq_checkpoints import auto_gptq_checkpoint, awq_checkpoint
 from holdfast.architectures import decoder_linears
 from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.compression import auto_gptq
-from holdfast.edited_checkpoints import edited_copy, read_weight, stored_in
+from holdfast.edited_checkpoints import edited_copy, read_weight
 from holdfast.errors import HoldfastError
 from holdfast.files import read_json, write_jsonl
 from holdfast.formats.awq import Awq
+from holdfast.model_folders import headers
 from oracles import gptq_packing
 from safetensors.torch import load_file, save_file
 from tiny import TEXTS, tiny_llama
@@ -100,7 +101,7 @@ def test_dense_edits_are_named_for_every_loader(dense: Path, tmp_path: Path) -> 
     (folder / "quantize_config.json").write_text('{"bits": 4}')
     edited_copy(folder, tmp_path / "edited", {f"{O_PROJ}.weight": torch.ones(64, 64)})
     config = read_json(tmp_path / "edited" / "config.json")["quantization_config"]
-    quantized = {name.removesuffix(".qweight") for name in stored_in(folder) if name.endswith(".qweight")}
+    quantized = {name.removesuffix(".qweight") for name in headers(folder) if name.endswith(".qweight")}
     (staying,) = config["modules_in_block_to_quantize"]
     assert set(staying) == quantized - {O_PROJ}
     assert config["dynamic"] == {"-:^model[.]layers[.]0[.]self_attn[.]o_proj$": {}}

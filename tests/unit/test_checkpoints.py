@@ -6,10 +6,10 @@ import pytest
 import torch
 from holdfast.checkpoints import load_model, load_tokenizer, save_model
 from holdfast.compression import compress
-from holdfast.edited_checkpoints import edited_copy, read_weight, set_weight, stored_in
+from holdfast.edited_checkpoints import edited_copy, read_weight, set_weight
 from holdfast.errors import HoldfastError
 from holdfast.files import read_json, sha256
-from holdfast.model_folders import settings, weight_files
+from holdfast.model_folders import headers, settings, weight_files
 from holdfast.sources import fetch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_llama
@@ -190,7 +190,7 @@ def test_edited_copies_give_the_logits_of_the_same_edit_in_memory(
 def test_only_shards_with_changed_tensors_are_rewritten(dense: Path, tmp_path: Path) -> None:
     new = read_weight(dense, O_PROJ) + 1
     edited_copy(dense, tmp_path, {O_PROJ: new})
-    places = stored_in(dense)
+    places = {name: stored.file for name, stored in headers(dense).items()}
     assert len(set(places.values())) > 2
     old_inodes, new_inodes = inodes(dense), inodes(tmp_path)
     assert new_inodes.keys() == old_inodes.keys()
@@ -224,8 +224,8 @@ def test_edited_modules_leave_the_quantization_config_and_their_packed_entries(
     edited_copy(quantized[kind], tmp_path, {O_PROJ: read_weight(quantized[kind], O_PROJ).float() * 2})
     module = O_PROJ.removesuffix(".weight")
     assert read_json(tmp_path / "config.json")["quantization_config"][key] == ["lm_head", module]
-    assert [entry for entry in stored_in(tmp_path) if entry.startswith(module)] == [O_PROJ]
-    assert "lm_head" not in "".join(stored_in(tmp_path))
+    assert [entry for entry in headers(tmp_path) if entry.startswith(module)] == [O_PROJ]
+    assert "lm_head" not in "".join(headers(tmp_path))
     # Once more: what is dense by now is edited like any dense weight.
     again = tmp_path / "again"
     edited_copy(tmp_path, again, {O_PROJ: read_weight(tmp_path, O_PROJ) * 2})
@@ -247,7 +247,7 @@ def test_impossible_edits_are_told_in_one_line(dense: Path, tmp_path: Path) -> N
 def test_checksums_tell_changed_shards(dense: Path, tmp_path: Path) -> None:
     edited_copy(dense, tmp_path, {O_PROJ: read_weight(dense, O_PROJ) + 1})
     before, after = checksums(dense), checksums(tmp_path)
-    assert {name for name in before if before[name] != after[name]} == {stored_in(dense)[O_PROJ]}
+    assert {name for name in before if before[name] != after[name]} == {headers(dense)[O_PROJ].file}
 
 
 # ---- sources

@@ -69,7 +69,9 @@ def test_mistake_is_one_line_with_exit_code_2(tmp_path: Path, arguments: list[st
 
 def test_every_stage_is_a_subcommand() -> None:
     text = holdfast("--help").stdout
-    stages = "check prompts disjoint fetch compress activations direction compare mediate generate judge"
+    stages = (
+        "check prompts disjoint fetch compress activations direction compare transfer mediate generate judge"
+    )
     stages += " judge-by-model agreement ability"
     methods = "edit instruct steer recalibrate tune"
     rest = "tables figures report show repair tune-refusal"

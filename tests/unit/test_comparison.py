@@ -14,11 +14,12 @@ from holdfast.refusal.comparison import (
     compare,
     compared,
     cosine_table,
+    of_kept,
     random_cosines,
     shuffled_cosines,
     split_half_cosines,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 PROMPTS, WIDTH, LAYERS, TURNED = 120, 48, 4, 2
 ANGLE = 0.7
@@ -139,3 +140,41 @@ def test_a_table_has_a_row_for_every_place() -> None:
     table = cosine_table(activations(False), activations(True), seed=0, draws=50)
     assert list(table["layer"]) == list(range(LAYERS))
     assert (table["position"] == -1).all()
+
+
+def test_a_filtered_direction_is_compared_over_the_prompts_it_is_of(tmp_path: Path) -> None:
+    dense, turned = folder(tmp_path / "dense", False), folder(tmp_path / "turned", True)
+    few = {"harmful": list(range(12)), "harmless": None}
+    values = activations(True)
+    raw = (
+        values["harmful"][:12, 0, TURNED].double().mean(0) - values["harmless"][:, 0, TURNED].double().mean(0)
+    ).float()
+    kept = load_file(turned / "direction/direction.safetensors")
+    save_file(
+        {**kept, "direction": raw / raw.norm(), "mean_difference": raw},
+        turned / "direction/direction.safetensors",
+    )
+    about = json.loads((turned / "direction/direction.json").read_text())
+    whole = compare(dense, turned, tmp_path / "a.json", tmp_path / "a.csv", seed=0)
+    write_json(turned / "direction/direction.json", {**about, "train_rows": few})
+    found = compare(dense, turned, tmp_path / "b.json", tmp_path / "b.csv", seed=0)
+    # The value is of the directions as they are chosen, the interval of the same prompts, and wider for being fewer.
+    assert found["explained"] == pytest.approx(found["cosine"]["value"] ** 2)
+    assert whole["explained"] != pytest.approx(whole["cosine"]["value"] ** 2, abs=1e-6)
+    widths = [r["cosine"]["high"] - r["cosine"]["low"] for r in (whole, found)]
+    assert widths[1] > 1.5 * widths[0]
+    assert found["cosine"]["low"] < found["cosine"]["value"] < found["cosine"]["high"]
+    assert found["cosine"]["n"] == whole["cosine"]["n"] == 2 * PROMPTS  # the dense one is of all of them
+    table = pd.read_csv(tmp_path / "b.csv").set_index("layer")
+    assert table.loc[TURNED, "cosine"] == pytest.approx(found["cosine"]["value"])
+
+
+def test_draws_without_any_prompt_of_a_filter_count_all_of_it() -> None:
+    weights = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]).double()
+    kept = torch.tensor([False, True, True])
+    expected = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).double()
+    assert torch.equal(of_kept((weights, weights), (kept, kept))[0], expected)
+    one = torch.tensor([False, True, False])
+    assert torch.equal(
+        of_kept((weights, weights), (one, one))[1], torch.tensor([[0.0, 1, 0], [0, 1, 0]]).double()
+    )

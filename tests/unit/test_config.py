@@ -81,6 +81,7 @@ def test_recipes_hold_exactly_what_a_stage_depends_on(load: Callable, study: Stu
     assert study.recipe("compress", compression="int8") == {"quantize": "llm-int8"} | everywhere
     assert study.recipe("activations") == {"version": 1}
     assert study.recipe("compare") == {"seed": 7, "version": STAGE_VERSIONS["compare"]}
+    assert study.recipe("transfer") == {"nulls": 8, "seed": 7, "version": STAGE_VERSIONS["transfer"]}
     assert study.recipe("mediate") == {
         "prompts": 32,
         "max_new_tokens": 16,
@@ -239,6 +240,7 @@ def all_recipes(study: Study) -> dict[str, str]:
         ("evaluate/generate", {"max_new_tokens": 24}, {"generate"}),
         ("evaluate/perplexity/window", 256, {"ability"}),
         ("evaluate/mediation", {"random_seeds": 2}, {"mediate"}),
+        ("evaluate/transfer", {"nulls": 4}, {"transfer"}),
         (
             "seed",
             8,
@@ -246,6 +248,7 @@ def all_recipes(study: Study) -> dict[str, str]:
                 "compress wanda-40",
                 "prompts calibration",
                 "compare",
+                "transfer",
                 "mediate",
                 "edit random-edit",
             },

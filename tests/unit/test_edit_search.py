@@ -16,11 +16,12 @@ from holdfast.files import write_jsonl
 from holdfast.prompts.sources import read_records
 from holdfast.refusal.activations import cache_activations
 from holdfast.refusal.aird import VARIANTS, rank_one
-from holdfast.refusal.direction import ANSWER_TOKENS, find_direction, load_direction, load_score
+from holdfast.refusal.direction import find_direction, load_direction
 from holdfast.refusal.edit import edit_checkpoint
 from holdfast.refusal.edit_candidates import Candidate
 from holdfast.refusal.edit_choice import NO_GAIN, OVER_REFUSES, Verifier, beaten, choose_edit
 from holdfast.refusal.edit_search import EditSearch, Ranking, edited
+from holdfast.refusal.score_check import ANSWER_TOKENS, load_score
 from holdfast.refusal.scores import RefusalScore, first_answer_token, kl_divergence
 from planted import PLANTED_LAYER, RECIPE, REFUSAL, SETTINGS, files, planted_llama, prompts
 from tiny import TEXTS

@@ -10,10 +10,11 @@ from gptq_checkpoints import auto_gptq_checkpoint, awq_checkpoint
 from holdfast.architectures import decoder_linears
 from holdfast.checkpoints import load_model
 from holdfast.compression import compress, llm_compressor
-from holdfast.edited_checkpoints import edited_copy, read_weight, set_weight, stored_in
+from holdfast.edited_checkpoints import edited_copy, read_weight, set_weight
 from holdfast.errors import HoldfastError
 from holdfast.files import read_json
 from holdfast.formats import bits_per_weight, format_of
+from holdfast.model_folders import headers
 from holdfast.skeletons import skeleton
 from safetensors.torch import load_file, save_file
 from tiny import TEXTS, tiny_llama, tiny_llava
@@ -111,7 +112,7 @@ def test_a_dense_edit_leaves_every_other_tensor_and_shard_alone(
     assert (kind == "dense") != bool(gone)
     for name, weight in new.items():
         assert torch.equal(after[name], weight)
-    touched = {stored_in(made[kind])[name] for name in gone or new}
+    touched = {headers(made[kind])[name].file for name in gone or new}
     for file in made[kind].glob("*.safetensors"):
         assert (file.stat().st_ino == (tmp_path / file.name).stat().st_ino) == (file.name not in touched)
     model = load_model(made[kind])
@@ -213,9 +214,9 @@ def test_damaged_shards_are_told_in_one_line(made: dict[str, Path], kind: str, t
     source.mkdir()
     for file in made[kind].iterdir():
         (source / file.name).write_bytes(file.read_bytes())
-    places = stored_in(source)
+    places = headers(source)
     entry = next(name for name in places if name.startswith(f"{O_PROJ}."))
-    shard = source / places[entry]
+    shard = source / places[entry].file
     whole = shard.read_bytes()
 
     def told(what: str) -> None:

@@ -17,9 +17,10 @@ from holdfast.files import read_json, read_jsonl, write_text
 from holdfast.model_folders import STEERING, settings
 from holdfast.prompts.sources import read_records
 from holdfast.prompts.templates import encode, render, require_system_prompt
-from holdfast.refusal.direction import load_direction, load_score
+from holdfast.refusal.direction import load_direction
 from holdfast.refusal.edit_choice import OVER_REFUSES
 from holdfast.refusal.interventions import added
+from holdfast.refusal.score_check import load_score
 from holdfast.sources import fetch
 from planted import PLANTED_LAYER, RECIPE, REFUSAL, SETTINGS, files, planted_llama, prompts
 from safetensors.torch import load_file, save_file

@@ -4,13 +4,16 @@ import numpy as np
 import pytest
 from holdfast.statistics import (
     auroc,
+    auroc_interval,
     bootstrap_mean,
     cohen_kappa,
     corrected_rate,
     holm,
     mcnemar_exact,
+    p_beyond,
     wilson,
 )
+from scipy import stats
 from sklearn.metrics import cohen_kappa_score
 
 
@@ -102,6 +105,38 @@ def test_auroc_counts_ties_as_half() -> None:
 def test_auroc_refuses_what_it_cannot_rank(scores: list[float], labels: list[bool]) -> None:
     with pytest.raises(ValueError, match="auroc"):
         auroc(scores, labels)
+
+
+def test_auroc_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    # Two normal samples a distance apart: AUROC = Φ(d / √2).
+    draw = np.random.default_rng(0)
+    truth, inside = float(stats.norm.cdf(1.2 / 2**0.5)), 0
+    for _ in range(400):
+        scores = np.concatenate([draw.normal(1.2, 1, 15), draw.normal(0, 1, 15)])
+        found = auroc_interval(scores.tolist(), [True] * 15 + [False] * 15)
+        assert found.low <= found.value <= found.high
+        inside += found.low <= truth <= found.high
+    assert 0.92 < inside / 400 < 0.985
+
+
+def test_a_perfect_auroc_of_few_answers_is_not_certain() -> None:
+    few, many = (auroc_interval([1] * n + [0] * n, [True] * n + [False] * n) for n in (3, 50))
+    assert (few.value, few.high) == (many.value, many.high) == (1, 1)
+    assert few.low < 0.6
+    assert many.low > 0.9
+    assert auroc_interval([0, 0, 1], [True, True, False]).low == 0
+
+
+def test_p_beyond_a_null_is_uniform_under_it() -> None:
+    draw = np.random.default_rng(1)
+    p = [p_beyond(drawn[0], drawn[1:]) for drawn in draw.normal(3, 2, (2000, 6))]
+    assert stats.kstest(p, "uniform").pvalue > 0.01
+    assert p_beyond(9.0, [0.1, -0.1, 0.0, 0.2]) < 1e-4
+    assert p_beyond(1.0, [0.0, 0.0, 0.0]) == 0.25
+    assert p_beyond(0.0, [0.0, 0.0, 0.0]) == 1
+    for bad in ([0.0, 1.0], [0.0, 1.0, math.nan]):
+        with pytest.raises(ValueError, match="three or more finite"):
+            p_beyond(1.0, bad)
 
 
 @pytest.mark.parametrize("counts", [(20, 5, 10, 15), (46, 0, 33, 39), (1, 7, 9, 3), (12, 0, 0, 8)])

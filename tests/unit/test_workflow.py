@@ -176,6 +176,7 @@ def test_a_fresh_study_runs_every_cell_once(tmp_path: Path) -> None:
         "activations": 3,
         "direction": 3,
         "compare": 2,
+        "transfer": 2,
         "mediate": 3,
         "edit": 4,
         "generate": 7,
@@ -195,7 +196,7 @@ def test_the_same_study_with_comments_and_defaults_runs_nothing(rerun: Callable[
 
 def test_a_new_compression_runs_only_its_cells(rerun: Callable[..., dict[str, int]]) -> None:
     jobs = rerun(lambda c: c["compressions"].update(rtn={"quantize": "rtn", "bits": 4, "group_size": 64}))
-    one = dict.fromkeys(("compress", "activations", "direction", "compare", "mediate"), 1)
+    one = dict.fromkeys(("compress", "activations", "direction", "compare", "transfer", "mediate"), 1)
     assert jobs == {**one, "edit": 2, "generate": 3, "judge": 3, "ability": 3, **SUMMED_UP}
 
 
@@ -240,7 +241,7 @@ def test_a_new_strength_runs_the_edit_and_its_control(rerun: Callable[..., dict[
 
 def test_new_calibration_compresses_only_what_is_calibrated(rerun: Callable[..., dict[str, int]]) -> None:
     jobs = rerun(lambda c: c["calibration"].update(samples=1))
-    one = dict.fromkeys(("compress", "activations", "direction", "compare", "mediate"), 1)
+    one = dict.fromkeys(("compress", "activations", "direction", "compare", "transfer", "mediate"), 1)
     cells = dict.fromkeys(("generate", "judge", "ability"), 3)
     assert jobs == {"prompts": 1, "disjoint": 1, **one, "edit": 2, **cells, **SUMMED_UP}
 

@@ -162,6 +162,23 @@ def compare(
 
 
 @app.command()
+def transfer(
+    out: Out,
+    dense: Annotated[
+        Path, typer.Option(help="The dense model's folder (with checkpoint/, direction/ and activations/).")
+    ],
+    compressed: Annotated[Path, typer.Option(help="The compressed model's folder.")],
+    harmful: Prompts,
+    harmless: Prompts,
+    recipe: Recipe = "{}",
+) -> None:
+    """Score each model's direction inside the other, beside its own and random ones, on validation prompts."""
+    from holdfast.refusal.transfer import transfer as run
+
+    run(dense, compressed, out, harmful, harmless, checked("transfer", recipe))
+
+
+@app.command()
 def mediate(
     model_dir: ModelDir,
     out: Out,

@@ -157,11 +157,6 @@ def set_weight(model: PreTrainedModel, name: str, weight: torch.Tensor) -> None:
     setattr(model.get_submodule(parent), child, dense.eval())
 
 
-def stored_in(folder: Path) -> dict[str, str]:
-    """The shard (file name) that holds each stored tensor, by the tensor's name."""
-    return {name: about.file for name, about in headers(folder).items()}
-
-
 def _stored_name(folder: Path, stored: Mapping[str, Stored], modules: Modules, name: str) -> str:
     """What the files call a parameter; of a quantized one, what they would call it dense."""
     module = name.removesuffix(".weight")

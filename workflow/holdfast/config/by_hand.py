@@ -16,6 +16,7 @@ from holdfast.config.measures import (
     Perplexity,
     PromptSet,
     Search,
+    Transfer,
     ZeroShot,
 )
 from holdfast.config.reading import dotted, explained
@@ -62,6 +63,10 @@ class DirectionRecipe(Direction, Versioned):
 
 class CompareRecipe(Versioned):
     seed: int = Field(default=0, ge=0, description="seed of the nulls")
+
+
+class TransferRecipe(Transfer, Versioned):
+    seed: int = Field(default=0, ge=0, description="seed of the random directions and the bootstrap")
 
 
 class MediateRecipe(Mediation, Versioned):
@@ -130,6 +135,7 @@ RECIPES: dict[str, type[Section]] = {
     "activations": ActivationsRecipe,
     "direction": DirectionRecipe,
     "compare": CompareRecipe,
+    "transfer": TransferRecipe,
     "mediate": MediateRecipe,
     "edit": EditRecipe,
     "instruct": InstructRecipe,

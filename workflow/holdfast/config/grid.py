@@ -19,6 +19,7 @@ RESERVED_METHODS = {
     "direction",
     "comparison",
     "comparison.json",
+    "transfer.json",
     "mediation",
     "training-answers",
 }

@@ -221,6 +221,14 @@ class Mediation(Section):
     random_seeds: Positive = Field(default=1, description="random directions to compare with")
 
 
+class Transfer(Section):
+    """Does one model's direction act in the other: scores on validation prompts, beside random directions."""
+
+    nulls: Annotated[int, Field(ge=3)] = Field(
+        default=8, description="random directions to compare with, 3 or more"
+    )
+
+
 class ZeroShot(Section):
     """Zero-shot tasks of lm-evaluation-harness."""
 
@@ -264,6 +272,9 @@ class Evaluate(Section):
         default={}, description="other ways to put the attack prompts, by name"
     )
     mediation: Mediation = Field(default=Mediation(), description="interventions with the direction")
+    transfer: Transfer = Field(
+        default=Transfer(), description="the dense model's direction in compressed models"
+    )
     zero_shot: ZeroShot = Field(description="zero-shot accuracy")
     perplexity: Perplexity = Field(description="perplexity")
 

@@ -46,8 +46,8 @@ def recipe(
             keys = compress(study, str(compression))
         case "direction":
             keys = study.direction.model_dump()
-        case "compare":
-            keys = {"seed": study.seed}
+        case "compare" | "transfer":
+            keys = {"seed": study.seed} | (evaluate.transfer.model_dump() if stage == "transfer" else {})
         case "mediate":
             keys = evaluate.mediation.model_dump() | {
                 "seed": study.seed,

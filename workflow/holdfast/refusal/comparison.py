@@ -17,7 +17,7 @@ from holdfast.errors import HoldfastError
 from holdfast.files import atomic_file, read_jsonl, write_json
 from holdfast.provenance import Recorder
 from holdfast.refusal.activations import load_activations
-from holdfast.refusal.direction import load_direction
+from holdfast.refusal.direction import Direction, load_direction
 
 DRAWS = 2000  # of every null and bootstrap at the sources
 TABLE_DRAWS = 200  # at every position and layer
@@ -25,6 +25,7 @@ TABLE_DRAWS = 200  # at every position and layer
 MEASURES = ("cosine", "low", "high", "split_half", "random", "shuffled", "p")
 
 Pair = tuple[Tensor, Tensor]  # block inputs [prompt, d_model] at one place, harmful and harmless
+Kept = tuple[Tensor, Tensor]  # whether a direction is of each prompt, bool [prompt], harmful and harmless
 
 
 def cosines(a: Tensor, b: Tensor) -> np.ndarray:
@@ -41,6 +42,10 @@ def summary(values: np.ndarray) -> dict[str, float | int]:
 
 def difference(pair: Pair) -> Tensor:
     return pair[0].double().mean(0) - pair[1].double().mean(0)
+
+
+def used(pair: Pair, kept: Kept) -> Pair:
+    return pair[0][kept[0]], pair[1][kept[1]]
 
 
 def weighted_differences(pair: Pair, weights: Pair) -> Tensor:
@@ -75,15 +80,19 @@ def split_half_cosines(pair: Pair, draws: int, seed: int) -> np.ndarray:
     return cosines(a, b)
 
 
-def random_cosines(pair: Pair, direction: Tensor, draws: int, seed: int) -> np.ndarray:
-    """Absolute cosines of ``direction`` with random ones drawn with the activations' own covariance.
+def random_directions(pair: Pair, draws: int, seed: int) -> Tensor:
+    """Directions drawn with the activations' own covariance within each kind, float64 [draw, d_model], of any length.
 
-    In an anisotropic residual stream, random directions agree more than 1/√d_model suggests.
+    In an anisotropic residual stream, such directions agree more than 1/√d_model suggests.
     """
     centred = torch.cat([x.double() - x.double().mean(0) for x in pair])
     generator = torch.Generator().manual_seed(seed)
-    weights = torch.randn(draws, len(centred), generator=generator, dtype=torch.float64)
-    return np.abs(cosines(weights @ centred, direction[None]))
+    return torch.randn(draws, len(centred), generator=generator, dtype=torch.float64) @ centred
+
+
+def random_cosines(pair: Pair, direction: Tensor, draws: int, seed: int) -> np.ndarray:
+    """Absolute cosines of ``direction`` with :func:`random_directions`."""
+    return np.abs(cosines(random_directions(pair, draws, seed), direction[None]))
 
 
 def shuffled_cosines(pair: Pair, direction: Tensor, draws: int, seed: int) -> np.ndarray:
@@ -96,22 +105,54 @@ def shuffled_cosines(pair: Pair, direction: Tensor, draws: int, seed: int) -> np
     return np.abs(cosines(weights @ together, direction[None]))
 
 
-def cosine_between(ours: Pair, theirs: Pair, draws: int, seed: int) -> dict[str, float | int]:
-    """The cosine of two differences of means over the same prompts, their number, and its bootstrap interval."""
-    weights = bootstrap_weights((len(ours[0]), len(ours[1])), draws, seed)
-    resampled = summary(cosines(weighted_differences(ours, weights), weighted_differences(theirs, weights)))
-    value = float(cosines(difference(ours), difference(theirs)))
-    return {"value": value, "n": sum(map(len, ours)), "low": resampled["low"], "high": resampled["high"]}
+def of_kept(weights: Pair, kept: Kept) -> Pair:
+    """Shares of the prompts drawn that a direction is of, adding up to 1 again; all it is of where none was drawn."""
+    shares = []
+    for drawn, mask in zip(weights, kept, strict=True):
+        share = drawn * mask
+        share = torch.where(share.sum(-1, keepdim=True) > 0, share, mask.double())
+        shares.append(share / share.sum(-1, keepdim=True))
+    return shares[0], shares[1]
 
 
-def compared(ours: Pair, theirs: Pair, draws: int, seed: int) -> dict[str, Any]:
+def cosine_between(
+    ours: Pair, theirs: Pair, draws: int, seed: int, kept: tuple[Kept, Kept] | None = None
+) -> dict[str, float | int]:
+    """The cosine of two differences of means over the same prompts, their number, and its bootstrap interval.
+
+    ``kept``: which of the prompts each is of, where a filter left some out; prompts are drawn among all of them.
+    """
+    ours_kept, theirs_kept = kept or (everything(ours), everything(theirs))
+    drawn = bootstrap_weights((len(ours[0]), len(ours[1])), draws, seed)
+    resampled = summary(
+        cosines(
+            weighted_differences(ours, of_kept(drawn, ours_kept)),
+            weighted_differences(theirs, of_kept(drawn, theirs_kept)),
+        )
+    )
+    value = float(cosines(difference(used(ours, ours_kept)), difference(used(theirs, theirs_kept))))
+    either = sum(int((a | b).sum()) for a, b in zip(ours_kept, theirs_kept, strict=True))
+    return {"value": value, "n": either, "low": resampled["low"], "high": resampled["high"]}
+
+
+def everything(pair: Pair) -> Kept:
+    harmful, harmless = (torch.ones(len(x), dtype=torch.bool) for x in pair)
+    return harmful, harmless
+
+
+def compared(
+    ours: Pair, theirs: Pair, draws: int, seed: int, kept: tuple[Kept, Kept] | None = None
+) -> dict[str, Any]:
     """The cosine of two differences of means with its interval, the nulls, and p that resampling the dense model's
     prompts alone gives a cosine as low (split halves, one-sided; at least 1 / (draws + 1)).
 
     Args:
         ours, theirs: the dense and the compressed model's block inputs of the same prompts, each at its source.
+        kept: as of :func:`cosine_between`; the nulls are of the same prompts.
     """
-    between = cosine_between(ours, theirs, draws, seed)
+    between = cosine_between(ours, theirs, draws, seed, kept)
+    if kept:
+        ours, theirs = used(ours, kept[0]), used(theirs, kept[1])
     halves = split_half_cosines(ours, draws, seed)
     return {
         "cosine": between,
@@ -131,8 +172,23 @@ def differ(pair: Pair) -> bool:
     return bool(difference(pair).norm() > 1e-9 * pair[1].double().mean(0).norm())
 
 
+def kept_prompts(found: Direction, activations: dict[str, Tensor]) -> Kept:
+    """The train prompts a direction is the difference of means over."""
+    masks = []
+    for kind in ("harmful", "harmless"):
+        rows = found.about.get("train_rows", {}).get(kind)
+        mask = torch.full((len(activations[kind]),), rows is None)
+        mask[rows or []] = True
+        masks.append(mask)
+    return masks[0], masks[1]
+
+
 def cosine_table(
-    dense: dict[str, Tensor], compressed: dict[str, Tensor], seed: int, draws: int = TABLE_DRAWS
+    dense: dict[str, Tensor],
+    compressed: dict[str, Tensor],
+    seed: int,
+    draws: int = TABLE_DRAWS,
+    kept: tuple[Kept, Kept] | None = None,
 ) -> pd.DataFrame:
     """One row a position and layer: the cosine, its interval, the means of the nulls, p as in :func:`compared`.
 
@@ -147,7 +203,7 @@ def cosine_table(
             if not all(differ(pair) for pair in pairs):
                 rows.append(place | dict.fromkeys(MEASURES, math.nan))
                 continue
-            found = compared(*pairs, draws, seed)
+            found = compared(*pairs, draws, seed, kept)
             rows.append(
                 place
                 | {
@@ -186,16 +242,16 @@ def compare(dense: Path, compressed: Path, out: Path, table: Path, seed: int) ->
     places = {"dense": ours, "compressed": theirs}
     pair = [at(a, d.position, d.layer) for a, d in zip(activations, (ours, theirs), strict=True)]
     at_dense_source = at(activations[1], ours.position, ours.layer)
-    result = compared(pair[0], pair[1], DRAWS, seed) | {
-        "cosine_same_source": cosine_between(pair[0], at_dense_source, DRAWS, seed),
+    kept = kept_prompts(ours, activations[0]), kept_prompts(theirs, activations[1])
+    result = compared(pair[0], pair[1], DRAWS, seed, kept) | {
+        "cosine_same_source": cosine_between(pair[0], at_dense_source, DRAWS, seed, kept),
         # Of the compressed direction's squared length, what lies along the dense one.
         "explained": float(cosines(ours.unit, theirs.unit)) ** 2,
         **{name: {"layer": d.layer, "position": d.position} for name, d in places.items()},
     }
-    result["cosine"]["value"] = float(cosines(ours.unit, theirs.unit))
     write_json(out, result)
     with atomic_file(table) as temporary:
-        cosine_table(activations[0], activations[1], seed).to_csv(temporary, index=False)
+        cosine_table(activations[0], activations[1], seed, kept=kept).to_csv(temporary, index=False)
     recorder.write(
         out.with_name(out.name + ".provenance.json"), [dense / "direction", compressed / "direction"]
     )

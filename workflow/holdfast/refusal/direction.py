@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any
 
 import pandas as pd
@@ -15,19 +16,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from holdfast.errors import HoldfastError
-from holdfast.evaluation.generation import complete
-from holdfast.evaluation.judges import substring_judge
 from holdfast.files import atomic_file, atomic_folder, read_json, write_json
 from holdfast.prompts.sources import read_records
 from holdfast.prompts.templates import answer_opening
 from holdfast.provenance import Recorder
 from holdfast.refusal.activations import load_activations
 from holdfast.refusal.candidate_scores import Candidate, Sweep
-from holdfast.refusal.scores import RefusalScore, learn_openings
+from holdfast.refusal.score_check import check_scores, pick_score
+from holdfast.refusal.scores import RefusalScore
 from holdfast.refusal.sweep import run_sweep
-from holdfast.statistics import auroc
 
-ANSWER_TOKENS = 16  # of the answers the score is checked against
+KINDS = {"harmful": 1, "harmless": -1}  # the sign of a score that says refused, answered
+FEWEST = 8  # train prompts of a kind that a filter must leave
 
 
 @dataclass(frozen=True)
@@ -48,80 +48,15 @@ class Direction:
     about: dict[str, Any]
 
 
-def check_scores(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    settings: Mapping[str, Any],
-    harmful: list[str],
-    harmless: list[str],
-) -> tuple[dict[str, RefusalScore], dict[str, Any]]:
-    """Both refusal scores, built from the model's own refusals, and their AUROC against generated refusals.
-
-    AUROC over harmful and harmless prompts together, and over harmful ones alone where some are refused and
-    some not (the harder question); None where only one kind of answer was given.
+def train_rows(folder: Path, score: RefusalScore, model: PreTrainedModel) -> dict[str, list[int] | None]:
+    """Which train prompts a filter keeps, by number: harmful ones that score as refused and harmless ones that do not
+    (Arditi et al. 2024, appendix A); None for all of a kind where fewer than FEWEST would be left.
     """
-    texts = harmful + harmless
-    judge = substring_judge("arditi-12")
-    done = complete(
-        model,
-        tokenizer,
-        texts,
-        settings,
-        max_new_tokens=ANSWER_TOKENS,
-        suffix=answer_opening(tokenizer, settings),
-        progress="refusals to check the score against",
-    )
-    refused = [judge.refused(c.text, c.finish_reason) for c in done]
-    openings = learn_openings([c.tokens for c, r in zip(done, refused, strict=True) if r], tokenizer)
-    scores = {kind: RefusalScore(tokenizer, settings, openings, kind) for kind in ("first-token", "phrases")}
-    count = len(harmful)
-    values = {kind: score(model, texts).tolist() for kind, score in scores.items()}
-    about = {
-        "auroc": {kind: auroc_or_none(v, refused) for kind, v in values.items()},
-        "auroc_harmful_only": {kind: auroc_or_none(v[:count], refused[:count]) for kind, v in values.items()},
-        "refused": {"harmful": sum(refused[:count]), "harmless": sum(refused[count:])},
-        "n": {"harmful": count, "harmless": len(harmless)},
-        "openings": [tokenizer.decode(o) for o in openings],
-        "opening_tokens": openings,
-    }
-    return scores, about
-
-
-def auroc_or_none(scores: Sequence[float], refused: Sequence[bool]) -> float | None:
-    return auroc(scores, refused) if len(set(refused)) == 2 else None
-
-
-def pick_score(kind: str, about: Mapping[str, Any]) -> str:
-    """``auto``: phrases, unless the first token alone tells refused harmful prompts from answered ones better.
-
-    Over harmful and harmless prompts together a score can look good by telling the two kinds of prompt apart.
-    """
-    if kind != "auto":
-        return kind
-    first, phrases = (about["auroc_harmful_only"][k] for k in ("first-token", "phrases"))
-    return "first-token" if first is not None and phrases is not None and first > phrases else "phrases"
-
-
-def train_means(
-    activations: Mapping[str, Tensor],
-    folder: Path,
-    score: RefusalScore,
-    model: PreTrainedModel,
-    filtered: bool,
-) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Float64 means [position, layer, d_model] of both kinds, and how many train prompts they are over.
-
-    ``filtered``: only harmful prompts that score as refused and harmless ones that do not (Arditi et al. 2024,
-    appendix A); all of a kind where fewer than eight would be left.
-    """
-    means, used = {}, {}
-    for kind, sign in (("harmful", 1), ("harmless", -1)):
-        values = activations[kind]
-        if filtered:
-            keep = score(model, [r["text"] for r in read_records(folder / f"{kind}.jsonl")]) * sign > 0
-            values = values[keep] if keep.sum() >= 8 else values
-        means[kind], used[kind] = values.double().mean(0), len(values)
-    return means, used
+    rows: dict[str, list[int] | None] = {}
+    for kind, sign in KINDS.items():
+        keep = score(model, [r["text"] for r in read_records(folder / f"{kind}.jsonl")]) * sign > 0
+        rows[kind] = keep.nonzero()[:, 0].tolist() if FEWEST <= keep.sum() < len(keep) else None
+    return rows
 
 
 def find_direction(
@@ -148,10 +83,15 @@ def find_direction(
     }
     activations, where = load_activations(activations_dir)
     n_layers = where["layers"]
-    scores, about = check_scores(model, tokenizer, chosen_settings, texts["harmful"], texts["harmless"])
+    scores, values, about = check_scores(
+        model, tokenizer, chosen_settings, texts["harmful"], texts["harmless"]
+    )
     kind = pick_score(recipe["score"], about)
     score = scores[kind]
-    means, used = train_means(activations, activations_dir, score, model, recipe["filter_train"])
+    check = about["score_check"][kind]
+    rows = train_rows(activations_dir, score, model) if recipe["filter_train"] else dict.fromkeys(KINDS)
+    used = {k: x if (kept := rows[k]) is None else x[kept] for k, x in activations.items()}
+    means = {k: x.double().mean(0) for k, x in used.items()}
 
     positions = candidate_list(recipe["positions"], where["positions"], "direction.positions")
     opening = answer_opening(tokenizer, chosen_settings)
@@ -163,7 +103,7 @@ def find_direction(
         for p in positions
         for layer in layers
     ]
-    base_harmful, base_harmless = score(model, texts["harmful"]), score(model, texts["harmless"])
+    count = len(texts["harmful"])
     sweep = Sweep(model, score, candidates, texts["harmful"], texts["harmless"])
     bounds = recipe["max_kl"], recipe["min_induce"]
     table, number, usable = run_sweep(sweep, n_layers, *bounds, full=recipe["full_table"])
@@ -171,6 +111,9 @@ def find_direction(
     table.loc[number, "chosen"] = True
     position, layer = int(picked["position"]), int(picked["layer"])
     raw = differences[position, layer]
+    reason = "" if usable else "every candidate was filtered out; this one is the best of the failing"
+    if check["checked"] and not check["valid"]:
+        usable, reason = False, f"the score it was chosen by is none: {check['reason']}"
     about |= {
         "position": position,
         "layer": layer,
@@ -178,16 +121,20 @@ def find_direction(
         "usable": usable,
         "bounds": dict(zip(("max_kl", "min_induce"), bounds, strict=True)),
         "passes_published_bounds": bool(usable and picked["kl"] <= 0.1 and picked["induce"] >= 0),
-        "reason": "" if usable else "every candidate was filtered out; this one is the best of the failing",
+        "reason": reason,
         "score": kind,
+        "score_valid": check["valid"],
+        "score_checked": check["checked"],
+        "score_reason": check["reason"],
         "ablation": recipe["ablation"],
         "thinking": chosen_settings["thinking"],
         "answer_position": "after an empty thought" if opening else "after the prompt",
         "answer_opening": opening,
         "norm": raw.norm().item(),
-        "baseline": {"harmful": base_harmful.mean().item(), "harmless": base_harmless.mean().item()},
+        "baseline": {"harmful": mean(values[kind][:count]), "harmless": mean(values[kind][count:])},
         "chosen": {k: none_if_nan(picked[k]) for k in ("bypass", "induce", "kl")},
-        "train_prompts": used,
+        "train_prompts": {k: len(x) for k, x in used.items()},
+        "train_rows": rows,
         "candidates": len(table),
     }
     found = Direction(
@@ -246,8 +193,3 @@ def load_direction(folder: Path) -> Direction:
         about["usable"],
         about,
     )
-
-
-def load_score(about: Mapping[str, Any], tokenizer: Any, settings: Mapping[str, Any]) -> RefusalScore:
-    """The score a direction was chosen by, for later stages to search with."""
-    return RefusalScore(tokenizer, settings, about["opening_tokens"], about["score"])

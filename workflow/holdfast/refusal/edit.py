@@ -12,11 +12,12 @@ from holdfast.files import atomic_folder, read_json, write_json
 from holdfast.model_folders import refuse_steered, settings
 from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
-from holdfast.refusal.direction import load_direction, load_score
+from holdfast.refusal.direction import load_direction
 from holdfast.refusal.edit_candidates import Candidate, candidates, original
 from holdfast.refusal.edit_choice import Verifier, choose_edit
 from holdfast.refusal.edit_search import EditSearch, Ranking
 from holdfast.refusal.interventions import random_unit
+from holdfast.refusal.score_check import search_score
 from holdfast.weight_statistics import weight_statistics
 
 
@@ -40,7 +41,7 @@ def edit_checkpoint(
     or ``search``), keep_sparsity, direction (``dense`` or ``random`` with seed), search {variants, layers, alphas,
     max_kl, max_over_refusal} and the judge that verifies its winner; a matched control takes variant, matrices, layer,
     alpha and keep_sparsity from ``matched_to`` (another edit's ``edit.json``).
-    Searching uses validation prompts only, with the compressed model's own refusal score.
+    Searching uses validation prompts only, with the score of ``score_check.search_score``; without one: no edit.
     """
     recorder = Recorder("edit", dict(recipe))
     if bool(recipe.get("matched_to")) != bool(matched_to):
@@ -80,24 +81,29 @@ def edit_checkpoint(
         "left_out": [],
         "leaderboard": [],
         "reason": "",
+        "score": None,
         "validation": None,
         "trace": [],
     }
     winner = tried[0] if tried else None
     if tried and "search" in (plan["variant"], plan["layer"], plan.get("alpha")):
-        score, bounds = load_score(own.about, tokenizer, chosen), plan["search"]
-        starts = [min(candidate.layers) for candidate in tried]
-        prompts = texts["harmful"], texts["harmless"]
-        search = EditSearch(model, score, *prompts, starts, model_dir, bounds["max_kl"])
-        ranking = Ranking(search, tried)
-        verifier = Verifier(
-            model, tokenizer, chosen, *prompts, model_dir, plan["judge"], bounds["max_over_refusal"]
-        )
-        winner, found_out = choose_edit(ranking, verifier)
-        searched |= found_out | {"trace": ranking.trace()}
-        if plan["variant"] == "search":
-            named = {candidate.variant for candidate in tried}
-            searched["left_out"] = [name for name in bounds["variants"] if name not in named]
+        bounds = plan["search"]
+        score, searched["score"] = search_score(own.about, found.about, tokenizer, chosen)
+        if score is None:
+            winner, searched["reason"] = None, f"no search: {searched['score']['reason']}"
+        else:
+            starts = [min(candidate.layers) for candidate in tried]
+            prompts = texts["harmful"], texts["harmless"]
+            search = EditSearch(model, score, *prompts, starts, model_dir, bounds["max_kl"])
+            ranking = Ranking(search, tried)
+            verifier = Verifier(
+                model, tokenizer, chosen, *prompts, model_dir, plan["judge"], bounds["max_over_refusal"]
+            )
+            winner, found_out = choose_edit(ranking, verifier)
+            searched |= found_out | {"trace": ranking.trace()}
+            if plan["variant"] == "search":
+                named = {candidate.variant for candidate in tried}
+                searched["left_out"] = [name for name in bounds["variants"] if name not in named]
     made = winner or Candidate(None, [], 0.0, {})
     weights = {}
     for (layer, kind), edit in made.edits.items():

@@ -22,9 +22,10 @@ from holdfast.files import atomic_folder, read_json, write_json
 from holdfast.model_folders import STEERING, refuse_steered, settings
 from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
-from holdfast.refusal.direction import Direction, load_direction, load_score
+from holdfast.refusal.direction import Direction, load_direction
 from holdfast.refusal.edit_choice import TRIES, Verifier
 from holdfast.refusal.interventions import added, random_unit
+from holdfast.refusal.score_check import search_score
 from holdfast.refusal.scores import RefusalScore, first_answer_token, kl_divergence
 from holdfast.skeletons import skeleton
 from holdfast.weight_statistics import weight_statistics
@@ -52,7 +53,7 @@ def steer_checkpoint(
             matched control takes alpha from ``matched_to``, the ``steer.json`` of another steered copy.
 
     Returns:
-        What ``steer.json`` holds: direction, layer, alpha, norm (of what is added), validation, trace.
+        What ``steer.json`` holds: direction, layer, alpha, norm (of what is added), score, validation, trace.
 
     Raises:
         HoldfastError: a checkpoint that is steered already, a direction of another model, or ``matched_to``
@@ -69,25 +70,29 @@ def steer_checkpoint(
     vector = found.difference
     if recipe["steer"] == "random":
         vector = random_unit(vector, recipe["seed"]) * vector.norm()
-    searched: dict[str, Any] = {"validation": None, "trace": []}
+    searched: dict[str, Any] = {"score": None, "validation": None, "trace": []}
     if alpha == "search":
         model, tokenizer, chosen = load_model(model_dir), load_tokenizer(model_dir), settings(model_dir)
-        score = load_score(load_direction(own_direction_dir).about, tokenizer, chosen)
+        own = load_direction(own_direction_dir)
+        score, searched["score"] = search_score(own.about, found.about, tokenizer, chosen)
         refused, answered = ([r["text"] for r in read_records(path)] for path in (harmful, harmless))
         bounds = recipe["search"]
-        trace = strengths(model, score, vector, found.layer, refused, answered, bounds["steering"])
-        verifier = Verifier(
-            model=model,
-            tokenizer=tokenizer,
-            settings=chosen,
-            harmful=refused,
-            harmless=answered,
-            folder=model_dir,
-            judge=recipe["judge"],
-            max_over_refusal=bounds["max_over_refusal"],
-        )
-        alpha, validation = choose_alpha(trace, bounds["max_kl"], verifier, vector, found.layer)
-        searched = {"validation": validation, "trace": trace}
+        if score is None:
+            alpha = 0.0
+        else:
+            trace = strengths(model, score, vector, found.layer, refused, answered, bounds["steering"])
+            verifier = Verifier(
+                model=model,
+                tokenizer=tokenizer,
+                settings=chosen,
+                harmful=refused,
+                harmless=answered,
+                folder=model_dir,
+                judge=recipe["judge"],
+                max_over_refusal=bounds["max_over_refusal"],
+            )
+            alpha, validation = choose_alpha(trace, bounds["max_kl"], verifier, vector, found.layer)
+            searched |= {"validation": validation, "trace": trace}
     about = {
         "direction": recipe["steer"],
         "layer": found.layer,

@@ -11,8 +11,8 @@ from holdfast.evaluation.generation import complete
 from holdfast.files import write_json
 from holdfast.prompts.templates import post_instruction_tokens
 from holdfast.refusal.aird import VARIANTS
-from holdfast.refusal.direction import ANSWER_TOKENS
 from holdfast.refusal.passes import Prompts, next_token_logits
+from holdfast.refusal.score_check import ANSWER_TOKENS
 from holdfast.refusal.selection import DEEPEST
 from holdfast.repair.editing import positions
 from holdfast.repair.measuring import NEW_TOKENS, WINDOW, WINDOWS

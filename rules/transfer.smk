@@ -1,0 +1,42 @@
+# Does the dense model's direction act in the compressed model, and the other way round: scores on validation prompts.
+
+
+rule transfer:
+    input:
+        dense=multiext(
+            "<results>/{model}/dense/",
+            "direction",
+            "activations",
+            "checkpoint/provenance.json",
+        ),
+        compressed=multiext(
+            "<results>/{model}/{compression}/",
+            "direction",
+            "activations",
+            "checkpoint/provenance.json",
+        ),
+        harmful="<results>/prompts/harmful_validation.jsonl",
+        harmless="<results>/prompts/harmless_validation.jsonl",
+        disjoint=ancient("<results>/prompts/disjoint.json"),
+    output:
+        "<results>/{model}/{compression}/transfer.json",
+    log:
+        "<logs>/{model}/{compression}/transfer.log",
+    benchmark:
+        "<benchmarks>/{model}/{compression}/transfer.tsv"
+    wildcard_constraints:
+        compression=any_of(filter(compressed, STUDY.compressions)),
+    conda:
+        "../envs/core.yaml"
+    threads: 1
+    resources:
+        mem_mb=16000,
+        runtime=120,
+    params:
+        recipe=recipe("transfer"),
+        dense=lambda wildcards, input: os.path.dirname(input.dense[0]),
+        compressed=lambda wildcards, input: os.path.dirname(input.compressed[0]),
+    shell:
+        "holdfast transfer {output} --dense {params.dense} --compressed {params.compressed}"
+        " --harmful {input.harmful} --harmless {input.harmless}"
+        " --recipe {params.recipe:q} > {log} 2>&1"

@@ -1,0 +1,212 @@
+"""The stage ``transfer``: does the dense model's direction act in the compressed model, and the other way round?
+
+Bypass and induce scores of the other model's direction on validation prompts (Arditi et al. 2024, section 2.3), beside
+those of the receiving model's own, of no intervention, and of random directions drawn with the receiving model's
+activations' covariance where the other's direction comes from.
+"""
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from holdfast.batching import fitting_batch_size, halving
+from holdfast.errors import HoldfastError
+from holdfast.files import write_json
+from holdfast.prompts.sources import read_records
+from holdfast.provenance import Recorder
+from holdfast.refusal.activations import load_activations
+from holdfast.refusal.comparison import at, random_directions
+from holdfast.refusal.direction import Direction, load_direction
+from holdfast.refusal.interventions import ablated
+from holdfast.refusal.passes import BlockInputs, next_token_logits, pack_size
+from holdfast.refusal.prompt_trees import Prompts, Rows
+from holdfast.refusal.score_check import load_score
+from holdfast.statistics import bootstrap_mean, p_beyond
+
+WAYS = {"dense_in_compressed": ("dense", "compressed"), "compressed_in_dense": ("compressed", "dense")}
+SCORES = {"bypass": -1, "induce": 1}  # where a direction that mediates refusal takes the refusal score
+
+
+class Receiver:
+    """A model that directions are tried in, with its own direction, refusal score and kind of ablation.
+
+    Args:
+        folder: ``MODEL/COMPRESSION``, with ``checkpoint/`` and ``direction/``.
+        layers: of the directions that will be added.
+    """
+
+    def __init__(
+        self, folder: Path, harmful: Sequence[str], harmless: Sequence[str], layers: Sequence[int]
+    ) -> None:
+        from holdfast.checkpoints import load_model, load_tokenizer
+        from holdfast.model_folders import settings
+
+        checkpoint = folder / "checkpoint"
+        self.own = load_direction(folder / "direction")
+        self.model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+        self.score = load_score(self.own.about, tokenizer, settings(checkpoint))
+        self.harmful, self.harmless = self.score.prompts(harmful), self.score.prompts(harmless)
+        self.mean = self.own.harmless if self.own.about["ablation"] == "affine" else None
+        longest = max(self.harmful.lengths() + self.harmless.lengths())
+        self.size = fitting_batch_size(self.model, longest)
+        self.pack = pack_size(self.model, [self.harmful, self.harmless], self.size)
+        self.kept = BlockInputs(self.model, self.harmless, layers, self.size, self.pack)
+
+    def _scores(self, prompts: Prompts, rows: Rows) -> Tensor:
+        return self.score.of(next_token_logits(self.model, prompts, rows))
+
+    def _in_order(self, prompts: Prompts, of: Callable[[Rows], Tensor]) -> Tensor:
+        """``of`` over all prompts, several a row, its scores in the prompts' order."""
+        packs = prompts.packs(range(len(prompts)), self.pack)
+        found = torch.cat(halving(of, packs, max(1, self.size // self.pack)))
+        return found[torch.tensor([row for pack in packs for row in pack]).argsort()]
+
+    def unchanged(self) -> dict[str, Tensor]:
+        """Refusal scores [prompt] of harmful (``bypass``) and harmless prompts (``induce``), nothing done."""
+        return {
+            "bypass": self._in_order(self.harmful, lambda rows: self._scores(self.harmful, rows)),
+            "induce": self._in_order(self.harmless, lambda rows: self._scores(self.harmless, rows)),
+        }
+
+    def scores(self, difference: Tensor, layer: int) -> dict[str, Tensor]:
+        """``bypass``: scores of harmful prompts with the direction of ``difference`` ablated; ``induce``: of harmless
+        ones with ``difference`` added at ``layer``; both [prompt]. Affine ablation puts back this model's own harmless
+        mean.
+        """
+
+        def bypass(rows: Rows) -> Tensor:
+            with ablated(self.model, difference / difference.norm(), self.mean):
+                return self._scores(self.harmful, rows)
+
+        def induce(rows: Rows) -> Tensor:
+            with self.kept.resumed(self.model, layer, rows, difference):
+                return self._scores(self.harmless, rows)
+
+        return {
+            "bypass": self._in_order(self.harmful, bypass),
+            "induce": self._in_order(self.harmless, induce),
+        }
+
+
+def transfer(
+    dense: Path,
+    compressed: Path,
+    out: Path,
+    harmful: Path,
+    harmless: Path,
+    recipe: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write ``out`` (JSON): both ways, each with both scores; see docs/formats.md.
+
+    Args:
+        dense, compressed: folders of a compression (``MODEL/COMPRESSION``) that hold ``checkpoint/``,
+            ``direction/`` and ``activations/``.
+        harmful, harmless: validation prompts.
+        recipe: nulls (how many random directions), seed.
+
+    Raises:
+        HoldfastError: the two directions are not of models of one shape.
+    """
+    recorder = Recorder("transfer", dict(recipe))
+    refused, answered = ([r["text"] for r in read_records(path)] for path in (harmful, harmless))
+    folders = {"dense": dense, "compressed": compressed}
+    directions = {name: load_direction(folder / "direction") for name, folder in folders.items()}
+    if len({d.harmless.shape for d in directions.values()}) > 1:
+        what = f"its direction is of a model of another shape than {dense}"
+        raise HoldfastError(what, str(compressed / "direction"), "give two folders of one model")
+    found: dict[str, Any] = {}
+    # One model after the other: two need not fit into memory.
+    for way, (giver, receiver) in WAYS.items():
+        layers = sorted({d.layer for d in directions.values()})
+        tried = Receiver(folders[receiver], refused, answered, layers)
+        nulls = null_differences(
+            directions[giver], folders[receiver] / "activations", recipe["nulls"], recipe["seed"]
+        )
+        found[way] = measured(tried, directions[giver], nulls, recipe["seed"], way)
+        del tried
+        gc.collect()
+    result = {"nulls": recipe["nulls"], **found}
+    write_json(out, result)
+    inputs = [f / name for f in folders.values() for name in ("checkpoint", "direction", "activations")]
+    recorder.write(out.with_name(out.name + ".provenance.json"), [*inputs, harmful, harmless])
+    return result
+
+
+def null_differences(other: Direction, activations: Path, draws: int, seed: int) -> list[Tensor]:
+    """Random directions as long as the other model's mean difference, drawn with the receiving model's covariance at
+    the place it comes from, float32 [d_model] each."""
+    values, _ = load_activations(activations)
+    drawn = random_directions(at(values, other.position, other.layer), draws, seed)
+    return list((drawn / drawn.norm(dim=-1, keepdim=True) * other.difference.norm()).float())
+
+
+def measured(
+    receiver: Receiver, other: Direction, nulls: Sequence[Tensor], seed: int, way: str
+) -> dict[str, Any]:
+    """One way: where both directions come from, and ``bypass`` and ``induce`` as :func:`summarised`."""
+    own = receiver.own
+    base = receiver.unchanged()
+    tried = [(own.difference, own.layer), *((d, other.layer) for d in (other.difference, *nulls))]
+    name = way.replace("_", " ")
+    scores = [
+        receiver.scores(*direction) for direction in tqdm(tried, desc=name, unit="direction", mininterval=2)
+    ]
+    about = {
+        of: {"layer": d.layer, "position": d.position, "norm": d.difference.norm().item(), "usable": d.usable}
+        for of, d in (("own", own), ("other", other))
+    }
+    return {
+        **about,
+        "score": own.about["score"],
+        "score_valid": own.about.get("score_valid"),
+        "ablation": own.about["ablation"],
+        **{
+            measure: summarised(
+                base[measure],
+                scores[0][measure],
+                scores[1][measure],
+                [s[measure] for s in scores[2:]],
+                sign,
+                seed,
+            )
+            for measure, sign in SCORES.items()
+        },
+    }
+
+
+def summarised(
+    base: Tensor, own: Tensor, other: Tensor, nulls: Sequence[Tensor], sign: int, seed: int
+) -> dict[str, Any]:
+    """Means over prompts of refusal scores [prompt], with bootstrap intervals, and paired differences.
+
+    ``other_effect`` and ``own_effect``: change against no intervention on the same prompts; ``other_minus_own``
+    likewise; ``nulls``: the mean of each null direction; ``null``: their mean and range; ``p``: one-sided, that a null
+    direction moves the score as far as the other model's does (``statistics.p_beyond``; ``sign`` says which way).
+    All are None where a score is not finite.
+    """
+    means = [null.mean().item() for null in nulls]
+    whole = torch.cat([base, own, other, *nulls])
+    finite = bool(torch.isfinite(whole).all())
+
+    def band(values: Tensor) -> dict[str, Any]:
+        if not finite:
+            return {"value": None, "n": len(values), "low": None, "high": None}
+        return bootstrap_mean(values.tolist(), seed)._asdict()
+
+    middle = sum(means) / len(means)
+    return {
+        "baseline": band(base),
+        "own": band(own),
+        "other": band(other),
+        "own_effect": band(own - base),
+        "other_effect": band(other - base),
+        "other_minus_own": band(other - own),
+        "nulls": means if finite else None,
+        "null": {"mean": middle, "low": min(means), "high": max(means), "n": len(means)} if finite else None,
+        "p": p_beyond(sign * other.mean().item(), [sign * m for m in means]) if finite else None,
+    }
