@@ -47,6 +47,27 @@ def write_cell(cell: Path, refused: int, over: int, degenerate: int = 0, text: s
     write_json(cell / "ability/perplexity.json", text_model)
 
 
+def write_transfer(folder: Path, *, acts: bool) -> None:
+    """The dense model's direction acts in the compressed model if ``acts``, the compressed one's never does."""
+
+    def around(value: float) -> dict[str, float]:
+        return {"value": value, "n": 20, "low": value - 1, "high": value + 1}
+
+    def way(p: float) -> dict[str, Any]:
+        values = {
+            "bypass": {"baseline": 2.0, "own": -8.0, "other": -6.0, "other_minus_own": 2.0},
+            "induce": {"baseline": -7.0, "own": 1.0, "other": 0.5, "other_minus_own": -0.5},
+        }
+        null = {"mean": 0.25, "low": -1.0, "high": 1.5, "n": 4}
+        return {
+            score: {key: around(v) for key, v in of.items()} | {"null": null, "p": p}
+            for score, of in values.items()
+        }
+
+    found = {"dense_in_compressed": way(0.001 if acts else 0.2), "compressed_in_dense": way(0.03)}
+    write_json(folder / "transfer.json", found)
+
+
 def write_compression(
     folder: Path, recipe: dict[str, Any], density: float | None, bits: float, cosine: float, layer: int
 ) -> None:
@@ -69,6 +90,7 @@ def write_compression(
             "null_random": {"mean": 0, "low": -0.2, "high": 0.2, "n": 9},
         },
     )
+    write_transfer(folder, acts=cosine > 0.9)
     write_json(
         folder / "direction/direction.json",
         {
@@ -77,6 +99,8 @@ def write_compression(
             "usable": True,
             "score": "phrase",
             "auroc": {"phrase": 0.9, "token": 0.6},
+            "score_valid": True,
+            "score_checked": True,
         },
     )
     shares = {"baseline": 18, "ablate": 1, "ablate-dense": 3, "ablate-random": 17}
@@ -161,7 +185,8 @@ def write_results(tmp_path: Path) -> Path:
     folder = tmp_path / "demo"
     model = folder / MODEL
     write_compression(model / "dense", {"source": "package:x"}, 1.0, 32, 1.0, 20)
-    (model / "dense/comparison.json").unlink()
+    for name in ("comparison.json", "transfer.json"):
+        (model / "dense" / name).unlink()
     write_compression(model / "wanda-50", {"prune": "wanda", "sparsity": 0.5}, 0.5, 32, 0.8, 18)
     write_compression(model / "rtn-4", {"quantize": "rtn", "bits": 4}, None, 4.25, 0.96, 20)
     write_cell(model / "dense/as-is", refused=20, over=1)

@@ -154,11 +154,20 @@ def test_collect_puts_the_mechanism_on_the_as_is_rows(results: Path) -> None:
         "refusal_harmless[add]": 0.95,
         "refusal_harmless[add-random]": 0.1,
         "score_auroc": 0.9,
+        "score_valid": 1,
+        "transfer_bypass[baseline]": 2,
+        "transfer_bypass[own]": -8,
+        "transfer_bypass[dense]": -6,
+        "transfer_bypass[dense-own]": 2,
+        "transfer_bypass[null]": 0.25,
+        "transfer_bypass_p": 0.2,
+        "transfer_back_induce[compressed]": 0.5,
+        "transfer_back_induce_p": 0.03,
     }
     for measure, value in expected.items():
         assert row(frame, "wanda-50", "as-is", measure).value == pytest.approx(value), measure
     of_dense = frame[frame["compression"] == "dense"]["measure"]
-    assert not of_dense.str.startswith("cosine").any()
+    assert not of_dense.str.startswith(("cosine", "transfer")).any()
     assert not of_dense.str.contains("-dense").any()  # its own direction is that one
     assert row(frame, "wanda-50", "as-is", "cosine_to_dense").low == pytest.approx(0.75)
     assert not frame[frame["method"] == "aird"]["measure"].isin(["source_layer", "pruned"]).any()

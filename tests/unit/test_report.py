@@ -5,15 +5,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from holdfast.errors import HoldfastError
-from holdfast.files import write_json, write_jsonl
+from holdfast.files import read_json, write_json, write_jsonl
 from holdfast.report.claims import claims
 from holdfast.report.collect import collect
 from holdfast.report.figures import ALT, write_figures
-from holdfast.report.findings import repair_findings
+from holdfast.report.findings import mechanism_findings, repair_findings, transfer_findings
 from holdfast.report.numbers import Numbers
 from holdfast.report.page import write_page
 from holdfast.report.rendering import latex_text
 from holdfast.report.tables import read_tables, terminal_tables, write_tables
+from holdfast.report.tables.mechanism import mechanism_table
+from holdfast.report.tables.transfer import transfer_table
 from written_results import CELLS, JUDGES, MODEL, write_cell, write_compression, write_search
 
 
@@ -102,7 +104,7 @@ def test_latex_is_escaped(results: Path, tmp_path: Path) -> None:
     text = (tmp_path / "refusal.tex").read_text()
     assert r"a\_b\&c" in text
     assert r"60 \% {[}39, 78]" in text
-    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 9
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 10
 
 
 def test_markdown_cells_cannot_break_the_table(results: Path, tmp_path: Path) -> None:
@@ -229,3 +231,33 @@ def test_without_a_search_there_is_no_leaderboard(results: Path, tmp_path: Path)
     write_tables(collect(results, CELLS, JUDGES), tmp_path, JUDGES)
     assert pd.read_csv(tmp_path / "leaderboard.csv").empty
     assert ": search" not in (tmp_path / "refusal.md").read_text()
+
+
+def test_transfer_is_told_both_ways_after_holm(results: Path) -> None:
+    frame = collect(results, CELLS, JUDGES)
+    numbers = Numbers(frame, MODEL)
+    table = transfer_table(numbers)
+    assert table is not None
+    (said,) = table.findings
+    # Of four p-values of each score .001 stands (.004), .03 does not (.09).
+    assert "p < 0.05) in 1 of 2 compressions: rtn-4; the compressed model's in the dense one in 0." in said
+    assert len(table.rows) == 2 * 2 * 2
+    row = next(r for r in table.rows if r[:3] == ["rtn-4", "dense in rtn-4", "bypass"])
+    assert row[3:] == ["2.0 [1.0, 3.0]", "−8.0 [−9.0, −7.0]", "−6.0 [−7.0, −5.0]", "2.0 [1.0, 3.0]",
+                       "0.2 [−1.0, 1.5]", "0.004"]  # fmt: skip
+    (results / MODEL / "wanda-50/transfer.json").unlink()
+    assert "in 1 of 1 compression" in transfer_findings(Numbers(collect(results, CELLS, JUDGES), MODEL))[0]
+    (results / MODEL / "rtn-4/transfer.json").unlink()
+    assert transfer_table(Numbers(collect(results, CELLS, JUDGES), MODEL)) is None
+
+
+def test_a_score_that_is_not_known_to_track_refusal_is_told(results: Path) -> None:
+    for compression, checked in (("wanda-50", False), ("rtn-4", True)):
+        path = results / MODEL / compression / "direction/direction.json"
+        write_json(path, read_json(path) | {"score_valid": False, "score_checked": checked})
+    numbers = Numbers(collect(results, CELLS, JUDGES), MODEL)
+    (said,) = [f for f in mechanism_findings(numbers) if f.startswith("The refusal score")]
+    assert "in: wanda-50, rtn-4 (too few refusals or answers to check it in: wanda-50)" in said
+    rows = {row[0]: row for row in mechanism_table(numbers).rows}
+    assert "(score in doubt)" in rows["rtn-4"][6]
+    assert "(score in doubt)" not in rows["dense"][6]

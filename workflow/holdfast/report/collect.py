@@ -11,12 +11,19 @@ from typing import Any
 import pandas as pd
 
 from holdfast.errors import HoldfastError
-from holdfast.report.measures import ability, answers, attacks, mechanism, methods
-from holdfast.report.measures.reading import AS_IS, json_object
+from holdfast.report.measures import ability, answers, attacks, mechanism, methods, transfer
+from holdfast.report.measures.reading import AS_IS, DENSE, json_object
 
 Cell = tuple[str, str, str]
 COLUMNS = ["model", "compression", "method", "measure", "value", "n", "low", "high"]
-MEASURES = answers.MEASURES | attacks.MEASURES | ability.MEASURES | methods.MEASURES | mechanism.MEASURES
+MEASURES = (
+    answers.MEASURES
+    | attacks.MEASURES
+    | ability.MEASURES
+    | methods.MEASURES
+    | mechanism.MEASURES
+    | transfer.MEASURES
+)
 
 
 def collect(
@@ -57,6 +64,8 @@ def collect(
         measured |= (attacks.borderline(cell, judges) if borderline else {}) | ability.ability(cell, tasks)
         if method == AS_IS:
             measured |= mechanism.mechanism(results / model / compression, compression)
+            if compression != DENSE:
+                measured |= transfer.transfer(results / model / compression / "transfer.json")
         else:
             of_methods = {
                 k: (stages or {}).get(k, methods.EDIT)

@@ -9,6 +9,7 @@ from holdfast.report.claims import ablation, addition
 from holdfast.report.measures.reading import AS_IS, DENSE
 from holdfast.report.numbers import Numbers
 from holdfast.report.repairs import SIGNIFICANT, Repair, beside_as_is, repairs
+from holdfast.report.transfers import transfers
 from holdfast.report.wording import count, names, percent, signed
 from holdfast.statistics import holm
 
@@ -82,7 +83,18 @@ def mechanism_findings(numbers: Numbers) -> list[str]:
         )
     unusable = [c for c in numbers.compressions if numbers.get(c, AS_IS, "direction_usable").value == 0]
     if unusable:
-        found.append(f"No candidate direction passed every filter in: {', '.join(unusable)}.")
+        found.append(
+            "No usable direction (every candidate filtered out, or its score does not track refusal) in: "
+            f"{', '.join(unusable)}."
+        )
+    doubtful = [c for c in numbers.compressions if numbers.get(c, AS_IS, "score_valid").value == 0]
+    if doubtful:
+        unchecked = [c for c in doubtful if numbers.get(c, AS_IS, "score_checked").value == 0]
+        few = f" (too few refusals or answers to check it in: {', '.join(unchecked)})" if unchecked else ""
+        found.append(
+            f"The refusal score is not known to track generated refusals in: {', '.join(doubtful)}{few}; what was "
+            "chosen by it there is to be read with care."
+        )
     cosines = {c: numbers.get(c, AS_IS, "cosine_to_dense").value for c in numbers.compressed()}
     cosines = {c: cosine for c, cosine in cosines.items() if not math.isnan(cosine)}
     adjusted = holm([numbers.get(c, AS_IS, "cosine_p").value for c in cosines])
@@ -94,6 +106,25 @@ def mechanism_findings(numbers: Numbers) -> list[str]:
             f"{count(cosines, 'compression')}{names(turned)}."
         )
     return found
+
+
+def transfer_findings(numbers: Numbers) -> list[str]:
+    """Whether one model's direction acts in the other."""
+    found = transfers(numbers)
+    compressions = dict.fromkeys(it.compression for it in found)
+    ways = {
+        way: [it.compression for it in found if it.way == way and it.acts]
+        for way in ("dense_in_compressed", "compressed_in_dense")
+    }
+    acting, back = ways.values()
+    if not found:
+        return []
+    return [
+        "The dense model's direction acts in the compressed model (ablated it lowers the refusal score of harmful "
+        "prompts, added it raises that of harmless ones, each beyond random directions; Holm-corrected "
+        f"p < {SIGNIFICANT}) in {len(acting)} of {count(compressions, 'compression')}{names(acting)}; the compressed "
+        f"model's in the dense one in {len(back)}{names(back)}."
+    ]
 
 
 def repair_findings(numbers: Numbers) -> list[str]:

@@ -23,6 +23,8 @@ MEASURES = {
     "direction_published_bounds": "1 when it passes KL <= 0.1 and induce >= 0, the bounds of Arditi et al.",
     "refusal_harmful[INTERVENTION]": "share of harmful prompts refused (baseline, ablate, ablate-dense, ablate-random)",
     "refusal_harmless[INTERVENTION]": "share of harmless prompts refused (baseline, add, add-dense, add-random)",
+    "score_valid": "1 when the refusal score is known to track generated refusals, else 0",
+    "score_checked": "1 when there were refusals and answers enough to check it",
     "score_auroc": "AUROC of the refusal score against generated refusals",
 }
 
@@ -68,6 +70,7 @@ def mechanism(compression: Path, name: str) -> dict[str, Rate]:
             "direction_published_bounds": point(direction.get("passes_published_bounds")),
         }
         | _mediation(compression / "mediation/verdicts.jsonl", of_dense=name == DENSE)
+        | {key: point(direction.get(key)) for key in ("score_valid", "score_checked")}
         | {"score_auroc": point((direction.get("auroc") or {}).get(direction.get("score")))}
     )
 

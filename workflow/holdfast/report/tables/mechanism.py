@@ -32,6 +32,8 @@ def mechanism_table(numbers: Numbers) -> Table:
             source += " (fails filters)"
         elif numbers.get(compression, AS_IS, "direction_published_bounds").value == 0:
             source += " (relaxed filters)"
+        if numbers.get(compression, AS_IS, "score_valid").value == 0:
+            source += " (score in doubt)"
         effects = []
         for prompts, interventions in sets.items():
             named = [i for i in interventions if not (compression == DENSE and i.endswith("-dense"))]

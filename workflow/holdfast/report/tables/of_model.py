@@ -11,6 +11,7 @@ from holdfast.report.tables.main import main_table
 from holdfast.report.tables.mechanism import mechanism_table
 from holdfast.report.tables.methods import methods_table
 from holdfast.report.tables.repair import repair_table
+from holdfast.report.tables.transfer import transfer_table
 
 
 def models(frame: pd.DataFrame) -> list[str]:
@@ -18,13 +19,15 @@ def models(frame: pd.DataFrame) -> list[str]:
 
 
 def model_tables(frame: pd.DataFrame, model: str) -> list[Table]:
-    """Main, attack, mechanism and repair table of a model, what searches found, methods side by side, the claims."""
+    """Main, attack, mechanism, transfer and repair table of a model, its searches, its methods, the claims."""
     numbers = Numbers(frame, model)
-    attacked, searched, methods = attacks_table(numbers), leaderboard_table(numbers), methods_table(numbers)
+    attacked, transfer = attacks_table(numbers), transfer_table(numbers)
+    searched, methods = leaderboard_table(numbers), methods_table(numbers)
     return [
         main_table(numbers),
         *([attacked] if attacked else []),
         mechanism_table(numbers),
+        *([transfer] if transfer else []),
         repair_table(numbers),
         *([searched] if searched else []),
         *([methods] if methods else []),
