@@ -3,18 +3,12 @@
 
 rule transfer:
     input:
-        dense=multiext(
-            "<results>/{model}/dense/",
-            "direction",
-            "activations",
-            "checkpoint/provenance.json",
-        ),
+        dense=multiext("<results>/{model}/dense/", "direction", "activations"),
+        dense_model="<results>/{model}/dense/checkpoint/provenance.json",
         compressed=multiext(
-            "<results>/{model}/{compression}/",
-            "direction",
-            "activations",
-            "checkpoint/provenance.json",
+            "<results>/{model}/{compression}/", "direction", "activations"
         ),
+        model="<results>/{model}/{compression}/checkpoint/provenance.json",
         harmful="<results>/prompts/harmful_validation.jsonl",
         harmless="<results>/prompts/harmless_validation.jsonl",
         disjoint=ancient("<results>/prompts/disjoint.json"),
