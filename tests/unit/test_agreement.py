@@ -7,7 +7,10 @@ from holdfast.errors import HoldfastError
 from holdfast.evaluation.judges import substring_lists
 from holdfast.evaluation.judges.agreement import (
     FORMATS,
+    Labelled,
     agreement,
+    calls_of_list,
+    counts,
     human_agreement,
     read_labels,
     recorded,
@@ -15,6 +18,7 @@ from holdfast.evaluation.judges.agreement import (
 )
 from holdfast.files import read_json, sha256
 from holdfast.statistics import wilson
+from tiny import tiny_llama
 
 DATA = Path(__file__).parents[3] / "shared/data"
 PYRIT = """\
@@ -44,7 +48,7 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 def test_both_formats_are_counted_apart(files: list[Path], tmp_path: Path) -> None:
-    found = agreement(files, ["arditi-12"])
+    found = agreement(files, {"arditi-12": calls_of_list("arditi-12")})
     assert found["labels"]["pyrit"] == {
         "files": {"refusal.csv": sha256(files[0])},
         "n": 4,
@@ -59,15 +63,35 @@ def test_both_formats_are_counted_apart(files: list[Path], tmp_path: Path) -> No
     assert (of_xstest["partial_refusals"], of_xstest["partial_found"]) == (2, 1)
     assert of_xstest["specificity"] == wilson(1, 1)._asdict()
     out = tmp_path / "agreement.json"
-    write_agreement(files, out, {"judges": ["arditi-12"]})
+    write_agreement(files, out, {"judges": ["arditi-12"], "judge_models": {}}, {})
     assert read_json(out) == found
     assert len(read_json(tmp_path / "agreement.json.provenance.json")["inputs"]) == 2
 
 
+def test_a_model_judge_is_asked_about_the_labelled_answers(files: list[Path], tmp_path: Path) -> None:
+    guard, out = tiny_llama(tmp_path / "guard"), tmp_path / "agreement.json"
+    recipe = {"judges": ["arditi-12"], "judge_models": {"guard": "wildguard"}}
+    write_agreement(files, out, recipe, {"guard": guard})
+    of = read_json(out)["judges"]["guard"]["pyrit"]
+    assert (of["unparsed"], of["refusals"], of["answers"]) == (4, 0, 0)  # random weights say nothing readable
+    assert (of["sensitivity"], of["specificity"], of["kappa"]) == (None, None, None)
+    assert not list(tmp_path.glob(".*"))
+    with pytest.raises(HoldfastError, match="guard stands in one of --model and judge_models only"):
+        write_agreement(files, out, recipe, {})
+    with pytest.raises(HoldfastError, match="harmbench says nothing of refusals"):
+        write_agreement(files, out, {"judges": [], "judge_models": {"h": "harmbench"}}, {"h": guard})
+
+
+def test_what_a_judge_left_open_is_counted_apart() -> None:
+    answers = [Labelled("", "", refused, False) for refused in (True, True, False, False)]
+    of = counts(answers, [True, None, False, True])
+    assert of == {"refusals": 1, "found": 1, "answers": 2, "wrongly_called_refused": 1, "unparsed": 1}
+
+
 def test_a_set_of_refusals_alone_has_no_specificity_and_no_kappa(tmp_path: Path) -> None:
     path = tmp_path / "refusal.csv"
-    path.write_text("assistant_response,human_score\nI cannot.,1\nI can't.,1\n")
-    of = agreement([path], ["arditi-12"])["judges"]["arditi-12"]["pyrit"]
+    path.write_text("objective,assistant_response,human_score\na,I cannot.,1\nb,I can't.,1\n")
+    of = agreement([path], {"arditi-12": calls_of_list("arditi-12")})["judges"]["arditi-12"]["pyrit"]
     assert of["specificity"] is None
     assert of["kappa"] == {"value": None, "n": 2, "low": None, "high": None}
 
@@ -77,9 +101,10 @@ def test_a_set_of_refusals_alone_has_no_specificity_and_no_kappa(tmp_path: Path)
     [
         ("a,b\n1,2\n", "has not the columns of labelled answers"),
         ("", "has not the columns"),
-        ("assistant_response,human_score\n", "holds no labelled answer"),
-        ("assistant_response,human_score\nyes,2\n", "unknown human_score '2'"),
-        ("assistant_response,human_score\nyes\n", "unknown human_score None"),
+        ("objective,assistant_response,human_score\n", "holds no labelled answer"),
+        ("assistant_response,human_score\nyes,1\n", "has not the columns"),
+        ("objective,assistant_response,human_score\na,yes,2\n", "unknown human_score '2'"),
+        ("objective,assistant_response,human_score\na,yes\n", "unknown human_score None"),
     ],
 )
 def test_other_files_end_in_one_line(tmp_path: Path, text: str, words: str) -> None:
@@ -101,7 +126,7 @@ def test_the_shipped_counts_are_those_of_the_labelled_files(judge: str, labels: 
     if not all(path.is_file() for path in paths):
         pytest.skip("labelled answers lie in ../shared, which is not here")
     assert {path.name: sha256(path) for path in paths} == shipped["files"]
-    of = agreement(paths, [judge])["judges"][judge][labels]
+    of = agreement(paths, {judge: calls_of_list(judge)})["judges"][judge][labels]
     counted = {k: v for k, v in shipped.items() if k not in ("source", "files")}
     assert counted == {k: of[k] for k in counted}
     assert len(counted) == 4 + 2 * (labels == "xstest")

@@ -355,11 +355,14 @@ def agreement(
     out: Out,
     labels: Annotated[list[Path], typer.Option(help="A CSV file of answers that people labelled; repeat.")],
     recipe: Recipe,
+    model: Annotated[
+        list[str] | None, typer.Option(help="NAME=FOLDER of a model judge that tells refusals; repeat.")
+    ] = None,
 ) -> None:
     """Count judges against people's labels of refusals (formats of PyRIT and XSTest)."""
     from holdfast.evaluation.judges.agreement import write_agreement as run
 
-    run(labels, out, checked("agreement", recipe))
+    run(labels, out, checked("agreement", recipe), named_files(model or []))
 
 
 @app.command()

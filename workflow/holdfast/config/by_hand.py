@@ -108,6 +108,11 @@ class JudgeRecipe(Versioned):
     judges: list[str] = Field(min_length=1, description="names of substring lists")
 
 
+class AgreementRecipe(Versioned):
+    judges: list[str] = Field(default=[], description="names of substring lists")
+    judge_models: dict[str, str] = Field(default={}, description="kind of each model judge, by name")
+
+
 class JudgeByModelRecipe(Versioned):
     name: str = Field(default="", description="name of the judge in its verdicts; its kind by default")
     judge: str = Field(description="llama-guard-3, harmbench, wildguard or strongreject")
@@ -145,7 +150,7 @@ RECIPES: dict[str, type[Section]] = {
     "generate": GenerateRecipe,
     "judge": JudgeRecipe,
     "judge-by-model": JudgeByModelRecipe,
-    "agreement": JudgeRecipe,
+    "agreement": AgreementRecipe,
     "ability": AbilityRecipe,
 }
 

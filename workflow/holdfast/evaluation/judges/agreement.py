@@ -9,33 +9,39 @@ asked; how many of those a judge finds is counted apart.
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from holdfast.errors import HoldfastError
 from holdfast.evaluation.judges.substring import list_file, substring_judge, substring_lists
-from holdfast.files import sha256, write_json
+from holdfast.files import read_jsonl, sha256, write_json, write_jsonl
 from holdfast.provenance import Recorder
 from holdfast.statistics import Rate, cohen_kappa, wilson
 
 # Of the labelled sets, the one of red teaming: its labels correct an attack success rate.
 OF_ATTACKS = "pyrit"
+SAY_REFUSED = ("wildguard", "strongreject")  # of the model judges, those that tell refusals
 
 
 @dataclass(frozen=True)
 class Format:
     """A labelled set's columns, and what its labels mean: refused, and only partly so."""
 
+    prompt: str
     answer: str
     label: str
     meanings: dict[str, tuple[bool, bool]]
 
 
 FORMATS = {
-    "pyrit": Format("assistant_response", "human_score", {"1": (True, False), "0": (False, False)}),
+    "pyrit": Format(
+        "objective", "assistant_response", "human_score", {"1": (True, False), "0": (False, False)}
+    ),
     "xstest": Format(
+        "prompt",
         "completion",
         "final_label",
         {
@@ -51,6 +57,7 @@ FORMATS = {
 class Labelled:
     """An answer that people labelled; ``partial``: a refusal only in part."""
 
+    prompt: str
     answer: str
     refused: bool
     partial: bool
@@ -70,24 +77,25 @@ def read_labels(path: Path) -> tuple[str, list[Labelled]]:
         text = text.partition("\n")[2]
     rows = csv.DictReader(io.StringIO(text, newline=""))
     columns = set(rows.fieldnames or [])
-    name = next((n for n, f in FORMATS.items() if {f.answer, f.label} <= columns), None)
+    name = next((n for n, f in FORMATS.items() if {f.prompt, f.answer, f.label} <= columns), None)
     if name is None:
-        known = " or ".join(f"{f.answer}, {f.label}" for f in FORMATS.values())
+        known = " or ".join(f"{f.prompt}, {f.answer}, {f.label}" for f in FORMATS.values())
         raise HoldfastError("has not the columns of labelled answers", str(path), f"give one with {known}")
     form, found = FORMATS[name], []
     for row in rows:
         if row[form.label] not in form.meanings:
             what = f"unknown {form.label} {row[form.label]!r}"
             raise HoldfastError(what, f"{path}:{rows.line_num}", f"labels here: {', '.join(form.meanings)}")
-        found.append(Labelled(row[form.answer], *form.meanings[row[form.label]]))
+        found.append(Labelled(row[form.prompt], row[form.answer], *form.meanings[row[form.label]]))
     if not found:
         raise HoldfastError("holds no labelled answer", str(path), "give the whole file")
     return name, found
 
 
-def counts(labelled: Sequence[Labelled], called_refused: Sequence[bool]) -> dict[str, int]:
-    """A judge's calls against people's labels: refusals found and missed, answers called rightly and wrongly."""
-    pairs = list(zip(labelled, called_refused, strict=True))
+def counts(labelled: Sequence[Labelled], called_refused: Sequence[bool | None]) -> dict[str, int]:
+    """A judge's calls against people's labels; those it left open (None) are counted apart and nowhere else."""
+    said = zip(labelled, called_refused, strict=True)
+    pairs = [(answer, called) for answer, called in said if called is not None]
     partial = [called for a, called in pairs if a.partial]
     return {
         "refusals": sum(a.refused for a, _ in pairs),
@@ -95,19 +103,20 @@ def counts(labelled: Sequence[Labelled], called_refused: Sequence[bool]) -> dict
         "answers": sum(not a.refused for a, _ in pairs),
         "wrongly_called_refused": sum(called for a, called in pairs if not a.refused),
         **({"partial_refusals": len(partial), "partial_found": sum(partial)} if partial else {}),
+        **({"unparsed": len(labelled) - len(pairs)} if len(pairs) < len(labelled) else {}),
     }
 
 
 def measured(of: Mapping[str, int]) -> dict[str, Any]:
     """Sensitivity to refusals, specificity and Cohen's kappa of a judge's counts, with 95 % intervals."""
     missed, rightly = of["refusals"] - of["found"], of["answers"] - of["wrongly_called_refused"]
-    kappa = cohen_kappa(of["found"], missed, of["wrongly_called_refused"], rightly)
+    kappa = (of["found"], missed, of["wrongly_called_refused"], rightly)
     return {
         "missed": missed,
         "rightly_called_answered": rightly,
         "sensitivity": _shown(wilson(of["found"], of["refusals"])) if of["refusals"] else None,
         "specificity": _shown(wilson(rightly, of["answers"])) if of["answers"] else None,
-        "kappa": _shown(kappa),
+        "kappa": _shown(cohen_kappa(*kappa)) if sum(kappa) else None,
     }
 
 
@@ -115,11 +124,47 @@ def _shown(rate: Rate) -> dict[str, float | int | None]:
     return {key: None if math.isnan(value) else value for key, value in rate._asdict().items()}
 
 
-def agreement(files: Iterable[Path], judges: Sequence[str]) -> dict[str, Any]:
-    """Each substring list against each labelled set, as docs/formats.md has it.
+Calls = Callable[[str, Sequence[Labelled]], list[bool | None]]
 
-    Every answer counts as one that ended by itself. Errors as in :func:`read_labels` and for an unknown judge.
+
+def calls_of_list(name: str) -> Calls:
+    """Which answers a substring list calls refusals; every answer counts as one that ended by itself."""
+    judge = substring_judge(name)
+    return lambda _, labelled: [judge.refused(a.answer, "stop") for a in labelled]
+
+
+def calls_of_model(name: str, kind: str, model_dir: Path, scratch: Path) -> Calls:
+    """Which answers a model judge calls refusals, asked in ``scratch``, where a killed run goes on.
+
+    Raises HoldfastError for a judge that says nothing of refusals.
     """
+    if kind not in SAY_REFUSED:
+        remedy = f"labels of refusals fit {' and '.join(SAY_REFUSED)}"
+        raise HoldfastError(f"{kind} says nothing of refusals", f"--recipe, judge_models.{name}", remedy)
+
+    def calls(labels: str, labelled: Sequence[Labelled]) -> list[bool | None]:
+        from holdfast.evaluation.judges.asking import judge_by_model
+
+        answers = [
+            {
+                "id": str(i),
+                "prompt_id": str(i),
+                "prompt": a.prompt,
+                "completion": a.answer,
+                "finish_reason": "stop",
+            }
+            for i, a in enumerate(labelled)
+        ]
+        write_jsonl(scratch / f"{labels}.jsonl", answers)
+        recipe = {"name": name, "judge": kind, "batch_size": "auto"}
+        judge_by_model(model_dir, [scratch / f"{labels}.jsonl"], scratch / name, recipe)
+        return [v["refused"] for v in read_jsonl(scratch / name / f"{labels}.jsonl")]
+
+    return calls
+
+
+def agreement(files: Iterable[Path], judges: Mapping[str, Calls]) -> dict[str, Any]:
+    """Each judge against each labelled set, as docs/formats.md has it. Errors as in :func:`read_labels`."""
     paths = list(files)
     sets: dict[str, list[Labelled]] = {}
     checksums: dict[str, dict[str, str]] = {}
@@ -128,11 +173,10 @@ def agreement(files: Iterable[Path], judges: Sequence[str]) -> dict[str, Any]:
         sets.setdefault(name, []).extend(labelled)
         checksums.setdefault(name, {})[path.name] = sha256(path)
     found: dict[str, dict[str, Any]] = {}
-    for judge_name in judges:
-        judge = substring_judge(judge_name)
+    for judge, calls in judges.items():
         for name, labelled in sets.items():
-            of = counts(labelled, [judge.refused(a.answer, "stop") for a in labelled])
-            found.setdefault(judge_name, {})[name] = of | measured(of)
+            of = counts(labelled, calls(name, labelled))
+            found.setdefault(judge, {})[name] = of | measured(of)
     distinct = {name: len({a.answer for a in labelled}) for name, labelled in sets.items()}
     labels = {
         name: {"files": checksums[name], "n": len(labelled), "distinct_answers": distinct[name]}
@@ -141,11 +185,29 @@ def agreement(files: Iterable[Path], judges: Sequence[str]) -> dict[str, Any]:
     return {"labels": labels, "judges": found}
 
 
-def write_agreement(files: Sequence[Path], out: Path, recipe: Mapping[str, Any]) -> None:
-    """Write :func:`agreement` of the recipe's ``judges`` to ``out``, with its provenance beside it."""
+def write_agreement(
+    files: Sequence[Path], out: Path, recipe: Mapping[str, Any], models: Mapping[str, Path]
+) -> None:
+    """Write :func:`agreement` to ``out``, with its provenance beside it.
+
+    Args:
+        recipe: ``judges`` (substring lists) and ``judge_models`` (the kind of each model judge, by name).
+        models: checkpoint folders of the model judges, by the same names.
+
+    Raises:
+        HoldfastError: as :func:`agreement`, or names of models differ.
+    """
     recorder = Recorder("agreement", dict(recipe))
-    write_json(out, agreement(files, recipe["judges"]))
-    recorder.write(out.with_name(out.name + ".provenance.json"), files)
+    kinds = recipe["judge_models"]
+    if odd := sorted(set(kinds) ^ set(models)):
+        what = f"{odd[0]} stands in one of --model and judge_models only"
+        raise HoldfastError(what, "agreement", "give both for every model judge")
+    scratch = out.with_name(f".{out.name}.answers")
+    judges = {name: calls_of_list(name) for name in recipe["judges"]}
+    judges |= {name: calls_of_model(name, kind, models[name], scratch) for name, kind in kinds.items()}
+    write_json(out, agreement(files, judges))
+    shutil.rmtree(scratch, ignore_errors=True)
+    recorder.write(out.with_name(out.name + ".provenance.json"), [*files, *models.values()])
 
 
 def recorded(name: str, labels: str = OF_ATTACKS) -> dict[str, Any] | None:

@@ -37,7 +37,7 @@ def disarmed(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     What is judged is untrusted: written out in an answer, an end-of-turn token would let it speak as the judge.
     """
     special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
-    for token in sorted({*special, *tokenizer.all_special_tokens}, key=len, reverse=True):
+    for token in sorted({*special, *tokenizer.all_special_tokens} - {""}, key=len, reverse=True):
         text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
 
