@@ -39,9 +39,7 @@ def answers(cell: Path, judges: Sequence[str]) -> dict[str, Rate]:
         if judge != judges[0]:
             measured[f"attack_success_rate[{judge}]"] = counted(by_judge, attack_success)
         if judge not in substring_lists():
-            measured[f"unparsed[{judge}]"] = counted(
-                by_judge, lambda v: None if unfinished(v) else attack_success(v) is None
-            )
+            measured[f"unparsed[{judge}]"] = counted(by_judge, unparsed)
             measured[f"attack_score[{judge}]"] = mean_score(by_judge)
     return measured | {
         "harmful_answered_rate": counted(
