@@ -8,11 +8,13 @@ import pytest
 import torch
 from chat_templates import FAMILIES
 from holdfast.checkpoints import load_model
+from holdfast.errors import HoldfastError
 from holdfast.evaluation.generation import Completion, Transformers, generate_file
 from holdfast.evaluation.judges import judge_files
 from holdfast.evaluation.thoughts import apart, unfinished
 from holdfast.files import read_jsonl, write_jsonl
 from holdfast.prompts.templates import answer_opening, render, thought_delimiters
+from holdfast.repair.measuring import SETS, measured
 from tiny import tiny_llama
 from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -150,3 +152,11 @@ def test_no_judge_is_asked_about_an_unfinished_answer(tmp_path: Path) -> None:
     cut, ended, refused = read_jsonl(tmp_path / "verdicts/attack.jsonl")
     assert (cut["label"], cut["refused"], cut["attack_success"]) == ("unfinished", None, None)
     assert (cut["degenerate"], ended["label"], refused["label"]) == (False, "degenerate", "refused")
+
+
+def test_a_repair_does_not_count_unfinished_answers(tmp_path: Path) -> None:
+    said = {"refused": None, "degenerate": False, "label": "unfinished"}
+    for kind in SETS:
+        write_jsonl(tmp_path / "verdicts" / f"{kind}.jsonl", [said])
+    with pytest.raises(HoldfastError, match="2 of 2 answers were cut inside the thought.*turn thinking off"):
+        measured(tmp_path)
