@@ -158,5 +158,5 @@ def test_a_repair_does_not_count_unfinished_answers(tmp_path: Path) -> None:
     said = {"refused": None, "degenerate": False, "label": "unfinished"}
     for kind in SETS:
         write_jsonl(tmp_path / "verdicts" / f"{kind}.jsonl", [said])
-    with pytest.raises(HoldfastError, match="2 of 2 answers were cut inside the thought.*turn thinking off"):
+    with pytest.raises(HoldfastError, match="2 of 2 answers were cut inside the thought"):
         measured(tmp_path)
