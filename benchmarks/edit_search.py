@@ -14,11 +14,11 @@ from pathlib import Path
 
 from holdfast.architectures import decoder_layers
 from holdfast.checkpoints import load_model, load_tokenizer
+from holdfast.methods.edit_candidates import candidates
+from holdfast.methods.edit_search import EditSearch, Ranking
 from holdfast.model_folders import settings
 from holdfast.prompts.sources import read_prompts
 from holdfast.refusal.direction import load_direction
-from holdfast.refusal.edit_candidates import candidates
-from holdfast.refusal.edit_search import EditSearch, Ranking
 from holdfast.refusal.score_check import load_score
 from holdfast.refusal.scores import first_answer_token
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 from holdfast.checkpoints import load_model, load_tokenizer
-from holdfast.refusal.lora import train
-from holdfast.refusal.training_answers import Answer, conversations
+from holdfast.methods.lora import train
+from holdfast.methods.training_answers import Answer, conversations
 from planted import MARKER, WORDS
 from tiny import tiny_llama
 

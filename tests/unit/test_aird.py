@@ -3,7 +3,7 @@
 import pytest
 import torch
 from holdfast.errors import HoldfastError
-from holdfast.refusal.aird import SCALED, VARIANTS, rank_one
+from holdfast.methods.aird import SCALED, VARIANTS, rank_one
 from holdfast.refusal.interventions import component, random_unit
 
 

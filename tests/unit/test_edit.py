@@ -8,11 +8,11 @@ import torch
 from holdfast.architectures import decoder_layers, writer
 from holdfast.checkpoints import load_model
 from holdfast.errors import HoldfastError
+from holdfast.methods.aird import rank_one
+from holdfast.methods.edit import edit_checkpoint
+from holdfast.methods.edit_search import edited
 from holdfast.refusal.activations import cache_activations
-from holdfast.refusal.aird import rank_one
 from holdfast.refusal.direction import find_direction
-from holdfast.refusal.edit import edit_checkpoint
-from holdfast.refusal.edit_search import edited
 from holdfast.refusal.interventions import random_unit
 from planted import RECIPE, files
 from safetensors.torch import load_file

@@ -13,14 +13,14 @@ from holdfast.errors import HoldfastError
 from holdfast.evaluation.generation import complete
 from holdfast.evaluation.judges import substring_judge
 from holdfast.files import write_jsonl
+from holdfast.methods.aird import VARIANTS, rank_one
+from holdfast.methods.edit import edit_checkpoint
+from holdfast.methods.edit_candidates import Candidate
+from holdfast.methods.edit_choice import NO_GAIN, OVER_REFUSES, Verifier, beaten, choose_edit
+from holdfast.methods.edit_search import EditSearch, Ranking, edited
 from holdfast.prompts.sources import read_records
 from holdfast.refusal.activations import cache_activations
-from holdfast.refusal.aird import VARIANTS, rank_one
 from holdfast.refusal.direction import find_direction, load_direction
-from holdfast.refusal.edit import edit_checkpoint
-from holdfast.refusal.edit_candidates import Candidate
-from holdfast.refusal.edit_choice import NO_GAIN, OVER_REFUSES, Verifier, beaten, choose_edit
-from holdfast.refusal.edit_search import EditSearch, Ranking, edited
 from holdfast.refusal.score_check import ANSWER_TOKENS, load_score
 from holdfast.refusal.scores import RefusalScore, first_answer_token, kl_divergence
 from planted import PLANTED_LAYER, RECIPE, REFUSAL, SETTINGS, files, planted_llama, prompts

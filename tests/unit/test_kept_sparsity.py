@@ -10,13 +10,13 @@ from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.compression import compress
 from holdfast.edited_checkpoints import read_weight
 from holdfast.files import read_json
+from holdfast.methods.aird import RankOne, rank_one
+from holdfast.methods.edit import edit_checkpoint
+from holdfast.methods.edit_candidates import matrix_inputs
+from holdfast.methods.kept_sparsity import COMPONENTS, RIDGE, kept
 from holdfast.refusal.activations import cache_activations
-from holdfast.refusal.aird import RankOne, rank_one
 from holdfast.refusal.direction import find_direction
-from holdfast.refusal.edit import edit_checkpoint
-from holdfast.refusal.edit_candidates import matrix_inputs
 from holdfast.refusal.interventions import random_unit
-from holdfast.refusal.kept_sparsity import COMPONENTS, RIDGE, kept
 from planted import RECIPE, SETTINGS, files, prompts
 
 ROWS, WIDTH = 24, 160

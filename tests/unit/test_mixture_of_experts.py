@@ -11,10 +11,10 @@ from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.compression.run import write_compressed
 from holdfast.edited_checkpoints import edited_copy
 from holdfast.errors import HoldfastError
+from holdfast.methods.aird import rank_one
+from holdfast.methods.edit_candidates import matrix_inputs
+from holdfast.methods.edit_search import edited
 from holdfast.refusal.activations import captured_block_inputs
-from holdfast.refusal.aird import rank_one
-from holdfast.refusal.edit_candidates import matrix_inputs
-from holdfast.refusal.edit_search import edited
 from holdfast.refusal.interventions import ablated, random_unit
 from planted import SETTINGS, prompts
 from quantized import RECIPES

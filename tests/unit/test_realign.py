@@ -10,9 +10,9 @@ from holdfast.architectures import decoder_layers, writer
 from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.evaluation.generation import complete
 from holdfast.evaluation.judges import substring_judge
+from holdfast.methods.edit import edit_checkpoint
 from holdfast.refusal.activations import cache_activations
 from holdfast.refusal.direction import Direction, find_direction, load_direction
-from holdfast.refusal.edit import edit_checkpoint
 from holdfast.refusal.interventions import component, random_unit
 from holdfast.refusal.score_check import load_score
 from planted import PLANTED_LAYER, RECIPE, REFUSAL, SETTINGS, files, planted_llama, prompts

@@ -17,8 +17,8 @@ from holdfast.errors import HoldfastError
 from holdfast.evaluation.generation import complete
 from holdfast.evaluation.judges import substring_judge
 from holdfast.files import read_json, read_jsonl, write_jsonl
+from holdfast.methods.training_answers import Answer, conversations, training_answers
 from holdfast.prompts.overlap import EvaluatedText
-from holdfast.refusal.training_answers import Answer, conversations, training_answers
 from refusing import REFUSAL, REPLY, asked, refusing_llama
 from safetensors.torch import load_file
 from tiny import TEXTS, tiny_tokenizer

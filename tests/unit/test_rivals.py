@@ -14,11 +14,11 @@ from holdfast.compression import compress
 from holdfast.errors import HoldfastError
 from holdfast.evaluation.perplexity import perplexity
 from holdfast.files import read_json, read_jsonl, write_text
+from holdfast.methods.edit_choice import OVER_REFUSES
 from holdfast.model_folders import STEERING, settings
 from holdfast.prompts.sources import read_records
 from holdfast.prompts.templates import encode, render, require_system_prompt
 from holdfast.refusal.direction import load_direction
-from holdfast.refusal.edit_choice import OVER_REFUSES
 from holdfast.refusal.interventions import added
 from holdfast.refusal.score_check import load_score
 from holdfast.sources import fetch

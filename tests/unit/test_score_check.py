@@ -8,9 +8,9 @@ import pytest
 import torch
 from holdfast.checkpoints import load_tokenizer
 from holdfast.files import read_json, write_json
+from holdfast.methods.edit import edit_checkpoint
 from holdfast.refusal.activations import cache_activations
 from holdfast.refusal.direction import find_direction
-from holdfast.refusal.edit import edit_checkpoint
 from holdfast.refusal.score_check import ENOUGH, checked, pick_score, search_score
 from planted import RECIPE, REFUSAL, SETTINGS, files, planted_llama
 from tiny import tiny_tokenizer

@@ -19,10 +19,10 @@ from holdfast.config.by_hand import validated
 from holdfast.config.compressions import calibrated
 from holdfast.errors import HoldfastError
 from holdfast.files import sha256
+from holdfast.methods.training_answers import conversations, training_answers
 from holdfast.model_folders import settings
 from holdfast.prompts.overlap import EvaluatedText
 from holdfast.provenance import Recorder
-from holdfast.refusal.training_answers import conversations, training_answers
 
 LABELS: dict[str, Literal["refused", "answered"]] = {"refusals": "refused", "answers": "answered"}
 

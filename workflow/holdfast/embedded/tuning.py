@@ -17,10 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from holdfast.evaluation.generation import complete
 from holdfast.evaluation.judges import substring_judge
 from holdfast.files import atomic_folder, read_json, sha256, write_json
+from holdfast.methods.lora import train
+from holdfast.methods.training_answers import Answer, Example, conversations
 from holdfast.prompts.sources import read_prompts
 from holdfast.provenance import Recorder
-from holdfast.refusal.lora import train
-from holdfast.refusal.training_answers import Answer, Example, conversations
 
 ADAPTER = Path(__file__).with_name("refusal-adapter")
 REFUSALS = Path(__file__).with_name("refusals.json")

@@ -1,1 +1,1 @@
-"""Where refusal lives: activations, the direction, what it does when taken away or put in, and its repair."""
+"""Where refusal lives: activations, the direction, compared across models, what taking it away or adding it does."""

@@ -8,10 +8,10 @@ import torch
 
 from holdfast.config.by_hand import validated
 from holdfast.files import read_json
+from holdfast.methods.aird import VARIANTS
+from holdfast.methods.edit import edit_checkpoint
 from holdfast.refusal.activations import cache_activations
-from holdfast.refusal.aird import VARIANTS
 from holdfast.refusal.direction import find_direction
-from holdfast.refusal.edit import edit_checkpoint
 
 PRUNED = 0.99  # a density below it is a pruned model's
 

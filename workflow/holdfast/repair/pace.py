@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from holdfast.evaluation.generation import complete
 from holdfast.files import write_json
+from holdfast.methods.aird import VARIANTS
 from holdfast.prompts.templates import post_instruction_tokens
-from holdfast.refusal.aird import VARIANTS
 from holdfast.refusal.passes import Prompts, next_token_logits
 from holdfast.refusal.score_check import ANSWER_TOKENS
 from holdfast.refusal.selection import DEEPEST

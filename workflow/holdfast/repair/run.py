@@ -10,11 +10,11 @@ from typing import Any
 from holdfast.compression import compress
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, read_json, write_json, write_jsonl, write_text
+from holdfast.methods.edit_candidates import alpha_values
 from holdfast.model_folders import link, read_config, settings
 from holdfast.prompts.overlap import check_disjoint
 from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
-from holdfast.refusal.edit_candidates import alpha_values
 from holdfast.repair import editing, measuring
 from holdfast.repair.card import model_card
 from holdfast.repair.origin import origin

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from holdfast.refusal.training_answers import Example
+from holdfast.methods.training_answers import Example
 
 
 def collate(batch: Sequence[Example], pad: int) -> dict[str, torch.Tensor]:

@@ -15,10 +15,10 @@ from holdfast.architectures import Writer, decoder_layers, module_name, writer
 from holdfast.edited_checkpoints import read_weight
 from holdfast.errors import HoldfastError
 from holdfast.files import read_json
+from holdfast.methods.aird import SCALED, Update, rank_one
+from holdfast.methods.kept_sparsity import kept
 from holdfast.model_folders import DTYPES, read_config
 from holdfast.prompts.templates import by_length, encode, forward_inputs, post_instruction_tokens
-from holdfast.refusal.aird import SCALED, Update, rank_one
-from holdfast.refusal.kept_sparsity import kept
 
 Edits = Mapping[tuple[int, Writer], Update]
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from holdfast.architectures import decoder_layers, module_name, writer
 from holdfast.batching import fitting_batch_size, halving
 from holdfast.edited_checkpoints import set_weight
-from holdfast.refusal.edit_candidates import Candidate, Edits, original
+from holdfast.methods.edit_candidates import Candidate, Edits, original
 from holdfast.refusal.passes import BlockInputs, next_token_logits
 from holdfast.refusal.prompt_trees import Prompts
 from holdfast.refusal.scores import RefusalScore, first_token_log_probabilities, kl_divergence

@@ -5,7 +5,7 @@ respect to the original model's refusal direction, one layer is touched, attack 
 formula was not at hand. The variants below are Holdfast's.
 
 Every variant is W' = W + left ⊗ right, with W of shape [d_model, d_in]; with ``keep_sparsity`` the nearest change to
-that on the weights that are not zero (:mod:`holdfast.refusal.kept_sparsity`).
+that on the weights that are not zero (:mod:`holdfast.methods.kept_sparsity`).
 """
 
 from dataclasses import dataclass

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from holdfast.refusal.aird import RankOne
+from holdfast.methods.aird import RankOne
 
 COMPONENTS = 64  # leading components of the inputs that stand for them
 RIDGE = 1e-4  # λ, as a share of the mean of the diagonal of X Xᵀ

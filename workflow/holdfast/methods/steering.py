@@ -19,11 +19,11 @@ from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.edited_checkpoints import edited_copy
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, read_json, write_json
+from holdfast.methods.edit_choice import TRIES, Verifier
 from holdfast.model_folders import STEERING, refuse_steered, settings
 from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
 from holdfast.refusal.direction import Direction, load_direction
-from holdfast.refusal.edit_choice import TRIES, Verifier
 from holdfast.refusal.interventions import added, random_unit
 from holdfast.refusal.score_check import search_score
 from holdfast.refusal.scores import RefusalScore, first_answer_token, kl_divergence
@@ -149,7 +149,7 @@ def strengths(
 def choose_alpha(
     trace: Sequence[Mapping[str, Any]], max_kl: float, verifier: Verifier, vector: Tensor, layer: int
 ) -> tuple[float, dict[str, Any]]:
-    """The alpha to add, verified with real answers as an edit is (:mod:`holdfast.refusal.edit_choice`); 0 for none.
+    """The alpha to add, verified with real answers as an edit is (:mod:`holdfast.methods.edit_choice`); 0 for none.
 
     Also ``validation`` for steer.json, with ``tries``: alpha, why it was rejected (or None), rates of refusal.
     """

@@ -9,13 +9,13 @@ from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.edited_checkpoints import edited_copy
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, read_json, write_json
+from holdfast.methods.edit_candidates import Candidate, candidates, original
+from holdfast.methods.edit_choice import Verifier, choose_edit
+from holdfast.methods.edit_search import EditSearch, Ranking
 from holdfast.model_folders import refuse_steered, settings
 from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
 from holdfast.refusal.direction import load_direction
-from holdfast.refusal.edit_candidates import Candidate, candidates, original
-from holdfast.refusal.edit_choice import Verifier, choose_edit
-from holdfast.refusal.edit_search import EditSearch, Ranking
 from holdfast.refusal.interventions import random_unit
 from holdfast.refusal.score_check import search_score
 from holdfast.weight_statistics import weight_statistics

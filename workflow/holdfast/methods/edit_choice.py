@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 
 from holdfast.evaluation.generation import complete
 from holdfast.evaluation.judges import substring_judge
+from holdfast.methods.edit_candidates import Candidate
+from holdfast.methods.edit_search import Ranking, edited
 from holdfast.prompts.templates import answer_opening
-from holdfast.refusal.edit_candidates import Candidate
-from holdfast.refusal.edit_search import Ranking, edited
 from holdfast.refusal.score_check import ANSWER_TOKENS
 from holdfast.statistics import wilson
 

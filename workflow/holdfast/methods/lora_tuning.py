@@ -16,11 +16,11 @@ from holdfast.checkpoints import load_dequantized, load_tokenizer
 from holdfast.edited_checkpoints import edited_copy
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, write_json
+from holdfast.methods.lora import train
+from holdfast.methods.training_answers import conversations, training_answers
 from holdfast.model_folders import config_dtype, refuse_steered, settings
 from holdfast.prompts.overlap import EvaluatedText
 from holdfast.provenance import Recorder
-from holdfast.refusal.lora import train
-from holdfast.refusal.training_answers import conversations, training_answers
 from holdfast.weight_statistics import weight_statistics
 
 ALPHA = 2  # the adapter's scaling alpha / rank, whatever the rank

@@ -1,0 +1,35 @@
+"""Subcommands, nothing else: parse, call one function, write one output."""
+
+import atexit
+import gc
+import os
+import sys
+
+import typer
+
+from holdfast.cli import evaluation, models, refusal, study
+from holdfast.errors import HoldfastError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Does refusal hold when an aligned model is compressed, why not, and can it be repaired?",
+)
+for room in (study, models, refusal, evaluation):
+    app.add_typer(room.commands)
+
+
+def main() -> None:
+    """The ``holdfast`` command: a user's mistake ends in one line and exit code 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Importing the model libraries makes millions of objects that stay. With Python's own thresholds the collector
+    # looks at them over and over, and once more when the process ends: a third of what a stage spends around its work.
+    gc.set_threshold(200_000, 30, 30)
+    atexit.register(gc.freeze)
+    try:
+        app()
+    except HoldfastError as error:
+        for line in getattr(error, "mistakes", None) or [str(error)]:
+            print(f"holdfast: {line}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,76 @@
+"""Answers, verdicts and ability."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from holdfast.cli.arguments import ModelDir, Out, Recipe, named_files
+from holdfast.config.by_hand import checked
+from holdfast.files import apart
+
+commands = typer.Typer()
+
+
+@commands.command()
+def generate(
+    model_dir: ModelDir,
+    out: Out,
+    prompts: Annotated[list[str], typer.Option(help="NAME=FILE of a prompt set; repeat.")],
+    recipe: Recipe,
+) -> None:
+    """Answer prompt sets greedily; a killed run goes on where it stopped."""
+    apart(out, model_dir)
+    from holdfast.evaluation.generation import generate as run
+
+    run(model_dir, out, named_files(prompts), checked("generate", recipe))
+
+
+@commands.command()
+def judge(
+    out: Out,
+    generations: Annotated[list[Path], typer.Option(help="A generations file; repeat.")],
+    recipe: Recipe,
+) -> None:
+    """Label every completion refused, answered or degenerate, by substring lists."""
+    from holdfast.evaluation.judges import judge_files as run
+
+    run(generations, out, checked("judge", recipe))
+
+
+@commands.command("judge-by-model")
+def judge_by_model_command(
+    model_dir: Annotated[Path, typer.Argument(help="The judge's checkpoint folder.")],
+    out: Out,
+    generations: Annotated[list[Path], typer.Option(help="A generations file; repeat.")],
+    recipe: Recipe,
+) -> None:
+    """Ask a published model judge about every completion; what cannot be read stays unparsed."""
+    apart(out, model_dir)
+    from holdfast.evaluation.judges.asking import judge_by_model as run
+
+    run(model_dir, generations, out, checked("judge-by-model", recipe))
+
+
+@commands.command()
+def agreement(
+    out: Out,
+    labels: Annotated[list[Path], typer.Option(help="A CSV file of answers that people labelled; repeat.")],
+    recipe: Recipe,
+    model: Annotated[
+        list[str] | None, typer.Option(help="NAME=FOLDER of a model judge that tells refusals; repeat.")
+    ] = None,
+) -> None:
+    """Count judges against people's labels of refusals (formats of PyRIT and XSTest)."""
+    from holdfast.evaluation.judges.agreement import write_agreement as run
+
+    run(labels, out, checked("agreement", recipe), named_files(model or []))
+
+
+@commands.command()
+def ability(model_dir: ModelDir, out: Out, recipe: Recipe) -> None:
+    """Zero-shot tasks (lm-evaluation-harness) and perplexity."""
+    apart(out, model_dir)
+    from holdfast.evaluation.ability import measure_ability as run
+
+    run(model_dir, out, checked("ability", recipe))

@@ -1,0 +1,91 @@
+"""Where refusal lives: activations, directions, comparison, transfer, mediation."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from holdfast.cli.arguments import ModelDir, Out, Prompts, Recipe
+from holdfast.config.by_hand import checked
+from holdfast.files import apart
+
+commands = typer.Typer()
+
+
+@commands.command()
+def activations(
+    model_dir: ModelDir, out: Out, harmful: Prompts, harmless: Prompts, recipe: Recipe = "{}"
+) -> None:
+    """Cache the residual stream at the post-instruction positions of train prompts."""
+    apart(out, model_dir)
+    from holdfast.refusal.activations import cache_activations as run
+
+    run(model_dir, out, harmful, harmless, checked("activations", recipe))
+
+
+@commands.command()
+def direction(
+    model_dir: ModelDir,
+    out: Out,
+    activations: Annotated[Path, typer.Option(help="The activations folder of the same checkpoint.")],
+    harmful: Prompts,
+    harmless: Prompts,
+    recipe: Recipe,
+) -> None:
+    """Extract the refusal direction: every candidate's scores, and the choice, on validation prompts."""
+    apart(out, model_dir, activations)
+    from holdfast.refusal.direction import find_direction as run
+
+    run(model_dir, out, activations, harmful, harmless, checked("direction", recipe))
+
+
+@commands.command()
+def compare(
+    out: Out,
+    dense: Annotated[Path, typer.Option(help="The dense model's folder (with direction/ and activations/).")],
+    compressed: Annotated[Path, typer.Option(help="The compressed model's folder.")],
+    table: Annotated[
+        Path, typer.Option(help="Written too: the comparison at every position and layer, CSV.")
+    ],
+    recipe: Recipe = "{}",
+) -> None:
+    """Compare the refusal directions of the dense and a compressed model, beside their nulls."""
+    from holdfast.refusal.comparison import compare as run
+
+    run(dense, compressed, out, table, checked("compare", recipe)["seed"])
+
+
+@commands.command()
+def transfer(
+    out: Out,
+    dense: Annotated[
+        Path, typer.Option(help="The dense model's folder (with checkpoint/, direction/ and activations/).")
+    ],
+    compressed: Annotated[Path, typer.Option(help="The compressed model's folder.")],
+    harmful: Prompts,
+    harmless: Prompts,
+    recipe: Recipe = "{}",
+) -> None:
+    """Score each model's direction inside the other, beside its own and random ones, on validation prompts."""
+    from holdfast.refusal.transfer import transfer as run
+
+    run(dense, compressed, out, harmful, harmless, checked("transfer", recipe))
+
+
+@commands.command()
+def mediate(
+    model_dir: ModelDir,
+    out: Out,
+    direction: Annotated[Path, typer.Option(help="The direction folder of the same checkpoint.")],
+    harmful: Prompts,
+    harmless: Prompts,
+    recipe: Recipe,
+    dense_direction: Annotated[
+        Path | None, typer.Option(help="The dense model's direction folder, of a compressed checkpoint.")
+    ] = None,
+) -> None:
+    """Ablate and add the direction, the dense model's and random ones, on held-out prompts."""
+    apart(out, model_dir, direction)
+    from holdfast.refusal.mediation import mediate as run
+
+    run(model_dir, out, direction, harmful, harmless, checked("mediate", recipe), dense_direction)

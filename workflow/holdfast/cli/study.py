@@ -1,0 +1,123 @@
+"""A study as a whole: its config, its prompts, its tables and pages."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from holdfast.cli.arguments import Out, Recipe
+from holdfast.config.by_hand import checked
+
+commands = typer.Typer()
+
+
+@commands.command()
+def check(config: Annotated[Path, typer.Argument(help="A study's YAML file.")]) -> None:
+    """Validate a study's config: a summary of its cells, or one line per mistake (exit 2)."""
+    from holdfast.config import load_study, summary
+
+    typer.echo(summary(load_study(config)))
+
+
+@commands.command("schema")
+def schema_command(out: Out) -> None:
+    """Write the config grammar as JSON schema, for editors."""
+    from holdfast.config import schema
+    from holdfast.files import write_json
+
+    write_json(out, schema())
+
+
+@commands.command()
+def prompts(out: Out, recipe: Recipe) -> None:
+    """Read one prompt set from its package, file or hub, into OUT (JSONL)."""
+    from holdfast.files import sha256, write_jsonl
+    from holdfast.prompts.sources import local_path, read_prompts
+    from holdfast.provenance import Recorder
+
+    settings = checked("prompts", recipe)
+    recorder = Recorder("prompts", settings)
+    records = read_prompts(settings)
+    write_jsonl(out, records)
+    given = [] if settings["source"].startswith("hub:") else [local_path(settings["source"])]
+    recorder.write(
+        out.with_name(out.name + ".provenance.json"), given, prompts=len(records), sha256=sha256(out)
+    )
+
+
+@commands.command()
+def disjoint(
+    out: Out,
+    prompts: Annotated[list[Path], typer.Option(help="A prompt set, JSONL; repeat.")],
+    calibration: Annotated[Path | None, typer.Option(help="Calibration records, JSONL.")] = None,
+    recipe: Recipe = "{}",
+) -> None:
+    """Prove that prompt sets share no prompt, and that calibration holds no evaluated text; OUT holds sizes."""
+    from holdfast.evaluation.zero_shot_tasks import local_data
+    from holdfast.files import write_json
+    from holdfast.prompts.overlap import check_calibration, check_disjoint
+
+    sets = {path.stem: path for path in prompts}
+    sizes = check_disjoint(sets)
+    if calibration:
+        evaluated = checked("disjoint", recipe)
+        items = local_data(evaluated["tasks"], Path(folder) if (folder := evaluated["folder"]) else None)
+        sizes["calibration"] = check_calibration(calibration, sets, evaluated["held_out"], items)
+    write_json(out, sizes)
+
+
+@commands.command()
+def tables(
+    out: Out,
+    config: Annotated[Path, typer.Option(help="The study's YAML file.")],
+    results: Annotated[Path, typer.Option(help="The study's results folder.")],
+) -> None:
+    """Collect every cell into refusal.csv (tidy), refusal.md and refusal.tex."""
+    from holdfast.config import load_study
+    from holdfast.report.collect import collect
+    from holdfast.report.tables import write_tables
+
+    study = load_study(config)
+    judges = study.evaluate.judges
+    borderline = study.prompts.borderline is not None
+    frame = collect(results, study.cells(), judges, study.stages(), study.attacks_on, borderline=borderline)
+    write_tables(frame, out, judges)
+
+
+@commands.command()
+def figures(out: Out, tables: Annotated[Path, typer.Option(help="The folder with refusal.csv.")]) -> None:
+    """Draw the figures of a study (SVG)."""
+    from holdfast.report.figures import write_figures
+    from holdfast.report.tables import read_tables
+
+    write_figures(read_tables(tables), out)
+
+
+@commands.command()
+def report(
+    out: Out,
+    config: Annotated[Path, typer.Option(help="The study's YAML file.")],
+    results: Annotated[Path, typer.Option(help="The study's results folder.")],
+) -> None:
+    """Write the study's page: one self-contained HTML file."""
+    from holdfast.config import load_study
+    from holdfast.report.page import write_page
+    from holdfast.report.tables import read_tables
+
+    study = load_study(config)
+    write_page(
+        out,
+        results,
+        study.cells(),
+        study.evaluate.judges,
+        config.read_text(encoding="utf-8"),
+        read_tables(results / "tables"),
+    )
+
+
+@commands.command()
+def show(tables: Annotated[Path, typer.Argument(help="The folder with refusal.csv.")]) -> None:
+    """Print a study's tables in the terminal."""
+    from holdfast.report.tables import read_tables, terminal_tables
+
+    typer.echo(terminal_tables(read_tables(tables)))
