@@ -116,6 +116,7 @@ def transfer_findings(numbers: Numbers) -> list[str]:
         way: [it.compression for it in found if it.way == way and it.acts]
         for way in ("dense_in_compressed", "compressed_in_dense")
     }
+    beyond = [sum(it.beyond for it in found if it.way == way) for way in ways]
     acting, back = ways.values()
     if not found:
         return []
@@ -123,7 +124,8 @@ def transfer_findings(numbers: Numbers) -> list[str]:
         "The dense model's direction acts in the compressed model (ablated it lowers the refusal score of harmful "
         "prompts, added it raises that of harmless ones, each beyond random directions; Holm-corrected "
         f"p < {SIGNIFICANT}) in {len(acting)} of {count(compressions, 'compression')}{names(acting)}; the compressed "
-        f"model's in the dense one in {len(back)}{names(back)}."
+        f"model's in the dense one in {len(back)}{names(back)}. Outside of the range of the random directions tried, "
+        f"which few of them cannot make significant: in {beyond[0]} and {beyond[1]}."
     ]
 
 

@@ -12,11 +12,16 @@ from holdfast.statistics import holm
 
 @dataclass(frozen=True)
 class Transfer:
-    """One model's direction in the other; ``p`` by score (bypass, induce), adjusted by Holm over a model's rows."""
+    """One model's direction in the other.
+
+    ``p`` by score (bypass, induce), adjusted by Holm over a model's rows; ``beyond``: both scores lie outside of the
+    range of the random directions tried, on the right side.
+    """
 
     compression: str
     way: str
     p: dict[str, float]
+    beyond: bool
 
     @property
     def acts(self) -> bool:
@@ -34,6 +39,16 @@ def transfers(numbers: Numbers) -> list[Transfer]:
     measured = {place: p for place, p in raw.items() if not any(map(math.isnan, p))}
     adjusted = [holm([p[number] for p in measured.values()]) for number in range(len(SCORES))]
     return [
-        Transfer(compression, way, dict(zip(SCORES, p, strict=True)))
+        Transfer(compression, way, dict(zip(SCORES, p, strict=True)), _beyond(numbers, compression, way))
         for (compression, way), *p in zip(measured, *adjusted, strict=True)
     ]
+
+
+def _beyond(numbers: Numbers, compression: str, way: str) -> bool:
+    prefix, other = WAYS[way]
+    bypass, lowest, induce, highest = (
+        numbers.get(compression, AS_IS, f"{prefix}_{score}[{whose}]")
+        for score in SCORES
+        for whose in (other, "null")
+    )
+    return bypass.value < lowest.low and induce.value > highest.high
