@@ -127,6 +127,18 @@ def test_the_leaderboard_has_the_best_of_every_variant_in_full(found: tuple[Path
     assert [row["chosen"] for row in board].count(True) == 1
 
 
+def test_the_best_edit_of_a_variant_is_measured_at_every_strength(
+    found: tuple[Path, dict[str, Any]],
+) -> None:
+    _, about = found
+    for best in about["leaderboard"]:
+        place = best["variant"], best["layers"]
+        same = [row for row in about["trace"][1:] if (row["variant"], row["layers"]) == place]
+        inside = [row for row in same if row["refusal_score"] is not None]
+        assert {row["prompts"] for row in inside} == {PROMPTS}
+        assert best["refusal_score"] == max(row["refusal_score"] for row in inside)
+
+
 def test_the_winner_is_verified_with_answers(found: tuple[Path, dict[str, Any]]) -> None:
     validation = found[1]["validation"]
     assert validation["judge"] == "study-l-31"

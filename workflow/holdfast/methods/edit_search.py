@@ -2,10 +2,11 @@
 
 An edit of some layer leaves the blocks below it as they are, so every pass starts at that layer, from block inputs
 kept of the unedited model. All candidates are measured on a few prompts; then, of each variant, only the one with the
-largest gain so far goes on, until the variant's leader has been measured on all. A candidate whose KL divergence on
-some prompts already exceeds the bound for all of them is out: KL is never negative. So every variant's leader keeps
-the bound and beats every other candidate of it that was measured in full; one that was overtaken early, on part of the
-prompts, might have recovered: its row in the trace says how many it saw.
+largest gain so far goes on, until the variant's leader has been measured on all, and so has the same edit at every
+other strength: a few prompts tell layers apart, but strengths of one layer lie close together. A candidate whose KL
+divergence on some prompts already exceeds the bound for all of them is out: KL is never negative. So every variant's
+leader keeps the bound and beats every other candidate of it that was measured in full; one of another layer that was
+overtaken early, on part of the prompts, might have recovered: its row in the trace says how many it saw.
 """
 
 import contextlib
@@ -149,17 +150,26 @@ class Ranking:
         return (sum(self.scores[number]) - sum(self.baseline[:seen])) / seen
 
     def leader(self, variant: str) -> int | None:
-        """The number of a variant's best candidate, measured on all prompts; None when none keeps the bound."""
+        """The number of a variant's best candidate, measured on all prompts as its other strengths are; None when no
+        candidate keeps the bound."""
         heap = self.heaps.get(variant, [])
         while heap:
-            number = heap[0][1]
-            if self.done[number] == self.search.steps:
-                return number
-            heapq.heappop(heap)
-            if self._advance(number):
-                heapq.heappush(heap, (-self.gain(number), number))
+            first = heap[0][1]
+            layers = self.candidates[first].layers
+            unfinished = [n for _, n in heap if self.done[n] < self.search.steps]
+            if first not in unfinished:
+                unfinished = [n for n in unfinished if self.candidates[n].layers == layers]
+                if not unfinished:
+                    return first
             else:
-                self.inside.remove(number)
+                unfinished = [first]
+            for number in unfinished:
+                heap.remove((-self.gain(number), number))
+                if self._advance(number):
+                    heap.append((-self.gain(number), number))
+                else:
+                    self.inside.remove(number)
+            heapq.heapify(heap)
         return None
 
     def leaders(self) -> list[int]:
