@@ -1,11 +1,15 @@
 """A model's thought apart from its answer: judges see what a user would take for the answer, and nothing else."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
+# Configs are read with the judges' names in every job of a cluster: without the model libraries.
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-from holdfast.prompts.templates import Thought
+    from holdfast.prompts.templates import Thought
 
 
 def apart(text: str, thought: Thought) -> tuple[str | None, str]:
