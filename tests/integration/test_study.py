@@ -153,10 +153,20 @@ def test_added_model_runs_its_cells_and_the_tables_only(finished: Path) -> None:
             "activations": 2,
             "direction": 2,
             "compare": 1,
+            "transfer": 1,
             "mediate": 2,
             "edit": 2,
         },
-        **{"generate": 4, "judge": 4, "ability": 4, "tables": 1, "figures": 1, "report": 1, "all": 1},
+        **{
+            "generate": 4,
+            "judge": 4,
+            "judge_by_model": 4,
+            "ability": 4,
+            "tables": 1,
+            "figures": 1,
+            "report": 1,
+            "all": 1,
+        },
     }
 
 
