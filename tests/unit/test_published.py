@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from holdfast.refusal.selection import choose
+from holdfast.refusal.direction import choose
 
 RUNS = Path(__file__).parents[3] / "shared/data/refusal_direction/runs"
 

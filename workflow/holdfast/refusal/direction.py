@@ -24,7 +24,19 @@ from holdfast.refusal.activations import load_activations
 from holdfast.refusal.candidate_scores import Candidate, Sweep
 from holdfast.refusal.score_check import check_scores, pick_score
 from holdfast.refusal.scores import RefusalScore
+from holdfast.refusal.selection import choose
 from holdfast.refusal.sweep import run_sweep
+
+__all__ = [
+    "Direction",
+    "candidate_list",
+    "choose",
+    "find_direction",
+    "load_direction",
+    "none_if_nan",
+    "save_direction",
+    "train_rows",
+]
 
 KINDS = {"harmful": 1, "harmless": -1}  # the sign of a score that says refused, answered
 FEWEST = 8  # train prompts of a kind that a filter must leave
