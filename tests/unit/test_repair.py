@@ -11,6 +11,7 @@ from holdfast.errors import HoldfastError
 from holdfast.files import MARKER, write_json, write_jsonl
 from holdfast.repair.measuring import Measured
 from holdfast.repair.origin import origin
+from holdfast.repair.outcome import searched_by
 from holdfast.repair.pace import Pace, estimates
 from holdfast.repair.request import ROLES, Request, asked, prompt_sets, split
 from holdfast.repair.rules import paired_fall, perplexity_rises, reasons_against
@@ -68,6 +69,21 @@ def test_paired_fall_counts_the_pairs_that_changed() -> None:
     assert fall == 0
     assert low == -high
     assert high == pytest.approx(1.96 * 20**0.5 / 100)
+
+
+@pytest.mark.parametrize(
+    ("of", "valid", "told"),
+    [
+        ("compressed", True, None),
+        ("dense", True, "ran on the dense model's refusal score"),
+        ("compressed", False, "is not shown to track refusal"),
+    ],
+)
+def test_card_warns_of_the_score_that_the_search_ran_on(of: str, valid: bool, told: str | None) -> None:
+    reason = "it cannot be checked: 2 of 64 validation prompts refused"
+    found = searched_by({"of": of, "kind": "phrases", "valid": valid, "reason": reason})
+    assert found is None if told is None else told in str(found) and f"{reason}." in str(found)
+    assert searched_by(None) is None  # nothing was searched
 
 
 def test_default_prompts_are_disjoint_and_of_the_stated_sizes() -> None:
