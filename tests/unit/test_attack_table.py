@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from holdfast.errors import HoldfastError
 from holdfast.files import write_jsonl
 from holdfast.report.collect import MEASURES, collect
 from holdfast.report.numbers import Numbers
@@ -58,6 +59,32 @@ def test_success_under_a_setting_counts_prompts_not_samples(attacked: Path) -> N
     assert "setting_any_success[opened]" not in set(frame["measure"])
 
 
+def test_a_setting_is_compared_with_the_plain_attack_on_its_own_prompts(attacked: Path) -> None:
+    frame = collected(attacked)
+
+    def of(measure: str) -> pd.Series:
+        return row(frame, "wanda-50", "as-is", measure)
+
+    # Plain refuses p0 to p7 of 20, opened p0 and p1: six prompts changed, all one way.
+    assert of("setting_p[opened]").value == pytest.approx(2 * 0.5**6)
+    change = of("setting_change[opened]")
+    assert (change.value, change.n) == (pytest.approx(6 / 20), 20)
+    assert 0 < change.low < 6 / 20 < change.high
+    # On its ten prompts plain succeeds in two, as hot always does; on p4 to p7 one answer in five does.
+    assert tuple(of("setting_plain[hot]")[["value", "n"]]) == (0.2, 10)
+    change = of("setting_change[hot]")
+    assert (change.value, change.n) == (pytest.approx(4 * 0.2 / 10), 10)
+    assert math.isnan(of("setting_p[hot]").value)
+    assert math.isnan(row(frame, "rtn-4", "as-is", "setting_change[opened]").value)
+
+
+def test_a_setting_on_other_prompts_than_the_plain_attack_is_an_error(attacked: Path) -> None:
+    cell = attacked / MODEL / "wanda-50/as-is"
+    write_jsonl(cell / "attacks/opened/verdicts/attack.jsonl", verdicts(2, 0, 21))
+    with pytest.raises(HoldfastError, match="judged on other prompts than the plain attack"):
+        collected(attacked)
+
+
 def test_unfinished_answers_are_neither_successes_nor_refusals(attacked: Path) -> None:
     path = attacked / MODEL / "wanda-50/as-is/attacks/hot/verdicts/attack.jsonl"
     write_jsonl(path, drawn([1, 5], unfinished=3))
@@ -101,13 +128,23 @@ def test_the_table_has_a_row_a_cell_and_a_column_a_setting(attacked: Path, tmp_p
     frame = collected(attacked)
     table = attacks_table(Numbers(frame, MODEL))
     assert table is not None
-    assert table.columns == ["Compression", "Method", "Plain", "opened", "hot", "hot: any of 5"]
+    changes = ["opened − plain", "hot − plain"]
+    assert table.columns == ["Compression", "Method", "Plain", "opened", "hot", "hot: any of 5", *changes]
     assert [tuple(r[:2]) for r in table.rows] == [c[1:] for c in CELLS]
     low, high = (round(100 * v) for v in wilson(3, 10)[2:])
     assert table.rows[1][2:5] == ["60 % [39, 78]", "90 % [70, 97]", f"28 % [{low}, {high}] (n = 10)"]
-    assert table.rows[2][3:] == ["–", "–", "–"]
+    assert table.rows[2][3:] == ["–"] * 5
+    p = 2 * (2 * 0.5**6)  # Holm: two cells were tried
+    assert table.rows[1][6].startswith("+30.0 [")
+    assert table.rows[1][6].endswith(f", p = {p:.3f}")
+    assert table.rows[1][7].startswith("+8.0 [")
+    assert "p" not in table.rows[1][7]
     found = " ".join(table.findings)
-    assert "opened raises ASR above the plain attack's (intervals apart) in 0 of 2 cells." in found
+    assert (
+        "opened raises ASR above the plain attack's (same prompts, McNemar after Holm) in 0 of 2 cells."
+        in found
+    )
+    assert "untested, so not corrected for the number of cells) in 1 of 1 cell: wanda-50 / as-is." in found
     assert "Under opened up to 15 % of the answers are degenerate." in found
     write_tables(frame, tmp_path, JUDGES)
     assert "ASR by attack setting" in (tmp_path / "refusal.md").read_text()

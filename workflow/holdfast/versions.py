@@ -25,7 +25,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "judge-by-model": 1,
     "agreement": 1,
     "ability": 1,
-    "tables": 4,
+    "tables": 5,
     "figures": 1,
-    "report": 4,
+    "report": 5,
 }
