@@ -106,6 +106,8 @@ def test_a_suffix_follows_the_first_prompts_and_is_known_by_its_checksum(
     known = {"suffix": f"file:{path}", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     found = answers(model_dir, prompts, tmp_path / "out", prompts=3, **known)
     assert [r["prompt"] for r in found] == [f"{p['text']} in one sentence" for p in PROMPTS[:3]]
+    assert [r["request"] for r in found] == [p["text"] for p in PROMPTS[:3]]
+    assert "request" not in answers(model_dir, prompts, tmp_path / "without", prompts=1)[0]
     assert [r["prompt_id"] for r in found] == ["p0", "p1", "p2"]
     assert found[0]["tokens"] == by_hand(model_dir, f"{PROMPTS[0]['text']} in one sentence")
     assert read_json(tmp_path / "out/provenance.json")["inputs"][str(path)] == known["sha256"]

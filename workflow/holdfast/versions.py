@@ -22,7 +22,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "tune": 1,
     "generate": 1,
     "judge": 1,
-    "judge-by-model": 1,
+    "judge-by-model": 2,
     "agreement": 1,
     "ability": 1,
     "tables": 5,

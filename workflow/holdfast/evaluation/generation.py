@@ -214,6 +214,7 @@ def generation_record(prompt: Mapping[str, Any], answer: Completion) -> dict[str
         "prompt_id": str(prompt.get("prompt_id", prompt["id"])),
         **({"sample": prompt["sample"]} if "sample" in prompt else {}),
         "prompt": prompt["text"],
+        **({"request": prompt["request"]} if "request" in prompt else {}),
         **({} if answer.thought is None else {"thought": answer.thought}),
         "completion": answer.text,
         "tokens": answer.tokens,
@@ -268,6 +269,11 @@ def generate(model_dir: Path, out: Path, prompts: Mapping[str, Path], recipe: Ma
 
 
 def with_suffix(prompts: Sequence[Mapping[str, Any]], suffix: Path | None) -> list[dict[str, Any]]:
-    """Every prompt, one space and the file's text, as Zou et al. 2023 (arXiv 2307.15043) append theirs."""
-    text = f" {suffix.read_text(encoding='utf-8').strip()}" if suffix else ""
-    return [{**p, "text": p["text"] + text} for p in prompts]
+    """Every prompt, one space and the file's text, as Zou et al. 2023 (arXiv 2307.15043) append theirs.
+
+    ``request`` keeps the prompt as it was.
+    """
+    if suffix is None:
+        return [dict(p) for p in prompts]
+    text = suffix.read_text(encoding="utf-8").strip()
+    return [{**p, "text": f"{p['text']} {text}", "request": p["text"]} for p in prompts]

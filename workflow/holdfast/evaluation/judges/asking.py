@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -31,25 +32,45 @@ class WholePrompts(Transformers):
         return self.tokenizer(list(texts), padding=True, padding_side="left", return_tensors="pt")
 
 
-def disarmed(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text with every special token of the judge broken by a blank.
+# What marks turns and parts in the text of templates: <|user|>, [INST], <<SYS>>, <END CONVERSATION>.
+MARK = re.compile(r"<\|[^|<>\s]+\|>|\[/?[A-Z_]+\]|<</?[A-Z]+>>|<(?:BEGIN|END) [A-Z ]+>")
+
+
+def marks(judge: ModelJudge, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What stands for a turn of the judge: its special tokens, and the marks that its templates write as plain text.
+
+    The longest first. Of the grader's chat template too, where the judge is asked in one.
+    """
+    special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
+    written = judge.template + (str(tokenizer.chat_template) if judge.system is not None else "")
+    found = {*special, *tokenizer.all_special_tokens, *MARK.findall(written)} - {""}
+    return sorted(found, key=lambda mark: (-len(mark), mark))
+
+
+def disarmed(text: str, marks: Sequence[str]) -> str:
+    """The text with every mark broken by a blank after its first character.
 
     What is judged is untrusted: written out in an answer, an end-of-turn token would let it speak as the judge.
     """
-    special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
-    for token in sorted({*special, *tokenizer.all_special_tokens} - {""}, key=len, reverse=True):
-        text = text.replace(token, f"{token[0]} {token[1:]}")
+    for mark in marks:
+        text = text.replace(mark, f"{mark[0]} {mark[1:]}")
     return text
 
 
 def asked(
     judge: ModelJudge, records: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, str]]:
-    """The judge's prompt for each generation record, as records {id, text}."""
+    """The judge's prompt for each generation record, as records {id, text}.
+
+    It is asked of the request as it was before an attack's suffix: such a text is no part of the behaviour.
+    """
+    broken = marks(judge, tokenizer)
     return [
         {
             "id": str(r["id"]),
-            "text": judge.prompt(disarmed(r["prompt"], tokenizer), disarmed(r["completion"], tokenizer)),
+            "text": judge.prompt(
+                disarmed(r.get("request", r["prompt"]), broken), disarmed(r["completion"], broken)
+            ),
         }
         for r in records
     ]
