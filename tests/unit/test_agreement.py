@@ -140,5 +140,8 @@ def test_the_error_is_told_in_one_sentence() -> None:
     assert said.startswith(
         "arditi-12 finds 46 of 79 refusals in PyRIT's labelled set and calls 0 of 39 answers"
     )
+    # docs/methods.md has the same figures.
+    assert "answers there refusals (Cohen's kappa 0.48 [0.35, 0.61], n = 118), and 548 of 793" in said
+    assert said.endswith("(Cohen's kappa 0.65 [0.61, 0.69], n = 1575)")
     assert "XSTest's (partial refusals counted as such)" in said
     assert human_agreement("wildguard") == "wildguard has not been compared with human labels here"

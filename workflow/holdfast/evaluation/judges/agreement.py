@@ -219,16 +219,24 @@ def recorded(name: str, labels: str = OF_ATTACKS) -> dict[str, Any] | None:
 
 
 def human_agreement(name: str) -> str:
-    """How the judge does against human labels, in one sentence, with n."""
+    """How the judge does against human labels, in one sentence: shares with n, Cohen's kappa with its interval."""
     against = {labels: m for labels in FORMATS if (m := recorded(name, labels))}
     if not against:
         return f"{name} has not been compared with human labels here"
     said = [
         f"{m['found']} of {m['refusals']} refusals in {labels_named(labels)} and calls "
-        f"{m['wrongly_called_refused']} of {m['answers']} answers there refusals"
+        f"{m['wrongly_called_refused']} of {m['answers']} answers there refusals{_kappa_told(m)}"
         for labels, m in against.items()
     ]
     return f"{name} finds {', and '.join(said)}"
+
+
+def _kappa_told(of: Mapping[str, int]) -> str:
+    kappa = measured(of)["kappa"]
+    if kappa is None or kappa["value"] is None:
+        return ""
+    interval = f"[{kappa['low']:.2f}, {kappa['high']:.2f}]"
+    return f" (Cohen's kappa {kappa['value']:.2f} {interval}, n = {kappa['n']})"
 
 
 def labels_named(labels: str) -> str:
