@@ -13,8 +13,10 @@ from holdfast.refusal.comparison import (
     Pair,
     compare,
     compared,
+    cosine_between,
     cosine_table,
-    of_kept,
+    error_product,
+    inner_products,
     random_cosines,
     shuffled_cosines,
     split_half_cosines,
@@ -103,6 +105,72 @@ def test_intervals_are_as_wide_as_estimates_scatter() -> None:
     assert 0.7 < torch.tensor(widths).mean() / (2 * 1.96 * scatter) < 1.5
 
 
+@pytest.mark.parametrize(
+    ("prompts", "width", "size", "truth"),
+    [(48, 384, 15.0, 0.995), (24, 384, 15.0, 0.9), (48, 384, 8.0, 0.8), (24, 384, 15.0, 1.0)],
+)
+def test_intervals_hold_the_truth_in_models_far_wider_than_prompts_are_many(
+    prompts: int, width: int, size: float, truth: float
+) -> None:
+    held, below, values = 0, 0, []
+    for seed in range(60):
+        draw = torch.Generator().manual_seed(seed)
+        noise = [torch.randn(prompts, width, generator=draw) for _ in range(4)]
+        # Both models read the same prompts: the noise of one is most of the other's.
+        paired = [0.8 * noise[k] + 0.6 * noise[k + 2] for k in (0, 1)]
+        noise[0][:, 0] += size
+        paired[0][:, 0] += size * truth
+        paired[0][:, 1] += size * math.sqrt(1 - truth**2)
+        found = cosine_between((noise[0], noise[1]), (paired[0], paired[1]))
+        assert found["low"] <= found["value"] <= found["high"]
+        held += found["low"] - 1e-9 <= truth <= found["high"] + 1e-9
+        below += found["high"] < truth
+        values.append(found["value"])
+    assert held >= 54  # of 60; 57 are expected at 95 %, 54 or more with p = .97
+    assert below <= 5
+    # It is the interval that knows better: the plain cosine is where noise draws it.
+    assert abs(sum(values) / 60 - truth) > 0.001
+
+
+def test_a_jackknife_leaves_out_what_its_formula_says() -> None:
+    draw = torch.Generator().manual_seed(5)
+    x, y = (torch.randn(9, 6, generator=draw, dtype=torch.float64) + 1 for _ in range(2))
+    of_x = torch.tensor([True] * 7 + [False] * 2)
+    of_y = torch.tensor([False] + [True] * 7 + [False])
+    ours, theirs = (x, x.flip(1)), (y, y.flip(1))
+    masks = (of_x, of_y), (of_y, of_x)
+    found = inner_products(ours, theirs, *masks)[1][0]
+    for i in range(9):
+        keep = torch.arange(9) != i
+        left = [(p[0][keep], p[1]) for p in (ours, theirs)]
+        left_masks = [(m[0][keep], m[1]) for m in masks]
+        expected = inner_products(left[0], left[1], left_masks[0], left_masks[1])[0]
+        assert float(found[i]) == pytest.approx(float(expected))
+
+
+def test_the_noise_of_two_means_is_estimated_without_bias_where_they_share_some_prompts() -> None:
+    of_x, of_y = torch.arange(8) < 6, torch.arange(8) >= 3
+    draw = torch.Generator().manual_seed(6)
+    estimates = []
+    for _ in range(4000):
+        x = torch.randn(8, 5, generator=draw, dtype=torch.float64)
+        estimates.append(float(error_product(x + 3, x - 2, of_x, of_y)[0]))
+    # Three of six and five prompts are shared: covariance 1 in each of 5 dimensions, times 3 / (6 · 5).
+    assert sum(estimates) / 4000 == pytest.approx(0.5, rel=0.03)
+
+
+def test_noise_alone_has_no_cosine() -> None:
+    draw = torch.Generator().manual_seed(2)
+    unlike = 0
+    for _ in range(20):
+        ours, theirs = (
+            (torch.randn(16, 64, generator=draw), torch.randn(16, 64, generator=draw)) for _ in range(2)
+        )
+        found = cosine_between(ours, theirs)
+        unlike += found["low"] == -1 and found["high"] == 1
+    assert unlike >= 10  # a squared length comes out below 0 more often than not
+
+
 def test_equal_models_are_not_told_apart() -> None:
     draw = torch.Generator().manual_seed(3)
     r, _ = plane()
@@ -167,14 +235,3 @@ def test_a_filtered_direction_is_compared_over_the_prompts_it_is_of(tmp_path: Pa
     assert found["cosine"]["n"] == whole["cosine"]["n"] == 2 * PROMPTS  # the dense one is of all of them
     table = pd.read_csv(tmp_path / "b.csv").set_index("layer")
     assert table.loc[TURNED, "cosine"] == pytest.approx(found["cosine"]["value"])
-
-
-def test_draws_without_any_prompt_of_a_filter_count_all_of_it() -> None:
-    weights = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]).double()
-    kept = torch.tensor([False, True, True])
-    expected = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).double()
-    assert torch.equal(of_kept((weights, weights), (kept, kept))[0], expected)
-    one = torch.tensor([False, True, False])
-    assert torch.equal(
-        of_kept((weights, weights), (one, one))[1], torch.tensor([[0.0, 1, 0], [0, 1, 0]]).double()
-    )

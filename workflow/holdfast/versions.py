@@ -12,7 +12,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "compress": 2,
     "activations": 1,
     "direction": 5,
-    "compare": 3,
+    "compare": 4,
     "transfer": 1,
     "mediate": 2,
     "edit": 3,

@@ -1,7 +1,7 @@
 """Dense against compressed: cosines of their directions, with intervals, beside what chance and the same model give.
 
 Directions are differences of means d = mean harmful − mean harmless of block inputs. Both models saw the same
-prompts, so intervals resample prompts once for both (a paired bootstrap).
+prompts, so intervals leave each prompt out of both at once (a paired jackknife).
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 from torch import Tensor
 
 from holdfast.errors import HoldfastError
@@ -19,7 +20,7 @@ from holdfast.provenance import Recorder
 from holdfast.refusal.activations import load_activations
 from holdfast.refusal.direction import Direction, load_direction
 
-DRAWS = 2000  # of every null and bootstrap at the sources
+DRAWS = 2000  # of every null at the sources
 TABLE_DRAWS = 200  # at every position and layer
 
 MEASURES = ("cosine", "low", "high", "split_half", "random", "shuffled", "p")
@@ -51,13 +52,6 @@ def used(pair: Pair, kept: Kept) -> Pair:
 def weighted_differences(pair: Pair, weights: Pair) -> Tensor:
     """Differences of weighted means [draw, d_model]; ``weights`` [draw, prompt], of each kind."""
     return weights[0] @ pair[0].double() - weights[1] @ pair[1].double()
-
-
-def bootstrap_weights(sizes: tuple[int, int], draws: int, seed: int) -> Pair:
-    """How often each prompt is drawn, as shares [draw, prompt], harmful and harmless."""
-    draw = np.random.default_rng(seed)
-    harmful, harmless = (torch.from_numpy(draw.multinomial(n, [1 / n] * n, draws) / n) for n in sizes)
-    return harmful, harmless
 
 
 def split_half_cosines(pair: Pair, draws: int, seed: int) -> np.ndarray:
@@ -105,34 +99,101 @@ def shuffled_cosines(pair: Pair, direction: Tensor, draws: int, seed: int) -> np
     return np.abs(cosines(weights @ together, direction[None]))
 
 
-def of_kept(weights: Pair, kept: Kept) -> Pair:
-    """Shares of the prompts drawn that a direction is of, adding up to 1 again; all it is of where none was drawn."""
-    shares = []
-    for drawn, mask in zip(weights, kept, strict=True):
-        share = drawn * mask
-        share = torch.where(share.sum(-1, keepdim=True) > 0, share, mask.double())
-        shares.append(share / share.sum(-1, keepdim=True))
-    return shares[0], shares[1]
+def error_product(x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor) -> tuple[Tensor, Tensor]:
+    """What noise that two means over the same prompts share adds to their inner product, estimated without bias.
+
+    E[(mean x − μ) · (mean y − ν)], from the prompts' scatter; also with each prompt left out, [prompt].
+
+    Args:
+        x, y: [prompt, d_model], float64.
+        of_x, of_y: bool [prompt], the prompts that each mean is over.
+    """
+    both = of_x & of_y
+    x, y = ((v - v[of].mean(0)) * of[:, None] for v, of in ((x, of_x), (y, of_y)))
+    shift_x, shift_y = x / (of_x.sum() - 1), y / (of_y.sum() - 1)  # of the mean, when the prompt goes
+    left = [of.sum() - of.long() for of in (of_x, of_y, both)]
+    without = (
+        (x * y).sum()
+        - (x * y).sum(-1)
+        + (shift_x * (y[both].sum(0) - y * both[:, None])).sum(-1)
+        + (shift_y * (x[both].sum(0) - x * both[:, None])).sum(-1)
+        + left[2] * (shift_x * shift_y).sum(-1)
+    )
+    degrees, degrees_left = (
+        nx * ny - nx - ny + n for nx, ny, n in ((of_x.sum(), of_y.sum(), both.sum()), left)
+    )
+    return (x * y).sum() / degrees, without / degrees_left
 
 
-def cosine_between(
-    ours: Pair, theirs: Pair, draws: int, seed: int, kept: tuple[Kept, Kept] | None = None
-) -> dict[str, float | int]:
-    """The cosine of two differences of means over the same prompts, their number, and its bootstrap interval.
+def without_each(pair: Pair, kept: Kept) -> Pair:
+    """Differences of means with each prompt left out, [prompt, d_model], harmful and harmless prompts."""
+    found = []
+    for x, of, sign in zip(pair, kept, (1, -1), strict=True):
+        gone = (x.double() - x[of].double().mean(0)) * of[:, None] / (of.sum() - 1)
+        found.append(difference(used(pair, kept)) - sign * gone)
+    return found[0], found[1]
 
-    ``kept``: which of the prompts each is of, where a filter left some out; prompts are drawn among all of them.
+
+def inner_products(a: Pair, b: Pair, of_a: Kept, of_b: Kept) -> tuple[Tensor, Pair]:
+    """The inner product of two differences of means, freed of the noise they share; also with each prompt left out."""
+    noise = [
+        error_product(x.double(), y.double(), of_x, of_y)
+        for x, y, of_x, of_y in zip(a, b, of_a, of_b, strict=True)
+    ]
+    (harmful, harmless), left = noise, zip(without_each(a, of_a), without_each(b, of_b), strict=True)
+    products = [(x * y).sum(-1) for x, y in left]
+    whole = difference(used(a, of_a)) @ difference(used(b, of_b)) - harmful[0] - harmless[0]
+    return whole, (products[0] - harmful[1] - harmless[0], products[1] - harmless[1] - harmful[0])
+
+
+def jackknife_interval(ours: Pair, theirs: Pair, of_ours: Kept, of_theirs: Kept) -> tuple[float, float]:
+    """The 95 % interval of the cosine that the two models' mean differences would have without sampling noise.
+
+    Sampling noise lengthens both differences of means, in a wide model by much, and draws their plain cosine towards
+    that of the noise; resampling adds the same noise once more. So the inner product and both squared lengths are
+    estimated without bias first, and the delete-one jackknife over prompts (Efron & Stein 1981, Ann. Statist. 9:586;
+    both kinds added up, each prompt left out of both models) gives the spread of their quotient, with Student's t.
+    Within −1..1, all of it where a difference of means cannot be told from noise.
+    """
+    whole, left = zip(
+        *(
+            inner_products(*pairs)
+            for pairs in (
+                (ours, theirs, of_ours, of_theirs),
+                (ours, ours, of_ours, of_ours),
+                (theirs, theirs, of_theirs, of_theirs),
+            )
+        ),
+        strict=True,
+    )
+    value = float(whole[0] / (whole[1] * whole[2]).sqrt())
+    variance, freedom = 0.0, -2
+    for number in (0, 1):
+        counts = of_ours[number] | of_theirs[number]
+        product, ours_squared, theirs_squared = (kind[number][counts] for kind in left)
+        # NaN where a squared length comes out below 0.
+        again = product / (ours_squared.sqrt() * theirs_squared.sqrt())
+        n = len(again)
+        variance += float((n - 1) * again.var(correction=0))
+        freedom += n
+    if not (whole[1] > 0 and whole[2] > 0 and math.isfinite(value) and math.isfinite(variance)):
+        return -1.0, 1.0
+    half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
+    return max(-1.0, min(1.0, value - half)), max(-1.0, min(1.0, value + half))
+
+
+def cosine_between(ours: Pair, theirs: Pair, kept: tuple[Kept, Kept] | None = None) -> dict[str, float | int]:
+    """The cosine of two differences of means over the same prompts, their number, and its interval.
+
+    The interval is :func:`jackknife_interval`'s, stretched to the cosine itself where noise has drawn that out of it.
+
+    ``kept``: which of the prompts each is of, where a filter left some out.
     """
     ours_kept, theirs_kept = kept or (everything(ours), everything(theirs))
-    drawn = bootstrap_weights((len(ours[0]), len(ours[1])), draws, seed)
-    resampled = summary(
-        cosines(
-            weighted_differences(ours, of_kept(drawn, ours_kept)),
-            weighted_differences(theirs, of_kept(drawn, theirs_kept)),
-        )
-    )
     value = float(cosines(difference(used(ours, ours_kept)), difference(used(theirs, theirs_kept))))
+    low, high = jackknife_interval(ours, theirs, ours_kept, theirs_kept)
     either = sum(int((a | b).sum()) for a, b in zip(ours_kept, theirs_kept, strict=True))
-    return {"value": value, "n": either, "low": resampled["low"], "high": resampled["high"]}
+    return {"value": value, "n": either, "low": min(low, value), "high": max(high, value)}
 
 
 def everything(pair: Pair) -> Kept:
@@ -150,7 +211,7 @@ def compared(
         ours, theirs: the dense and the compressed model's block inputs of the same prompts, each at its source.
         kept: as of :func:`cosine_between`; the nulls are of the same prompts.
     """
-    between = cosine_between(ours, theirs, draws, seed, kept)
+    between = cosine_between(ours, theirs, kept)
     if kept:
         ours, theirs = used(ours, kept[0]), used(theirs, kept[1])
     halves = split_half_cosines(ours, draws, seed)
@@ -244,7 +305,7 @@ def compare(dense: Path, compressed: Path, out: Path, table: Path, seed: int) ->
     at_dense_source = at(activations[1], ours.position, ours.layer)
     kept = kept_prompts(ours, activations[0]), kept_prompts(theirs, activations[1])
     result = compared(pair[0], pair[1], DRAWS, seed, kept) | {
-        "cosine_same_source": cosine_between(pair[0], at_dense_source, DRAWS, seed, kept),
+        "cosine_same_source": cosine_between(pair[0], at_dense_source, kept),
         # Of the compressed direction's squared length, what lies along the dense one.
         "explained": float(cosines(ours.unit, theirs.unit)) ** 2,
         **{name: {"layer": d.layer, "position": d.position} for name, d in places.items()},

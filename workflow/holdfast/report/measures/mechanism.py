@@ -9,7 +9,7 @@ from holdfast.statistics import Rate
 MEASURES = {
     "pruned": "1 when the compression prunes, else 0",
     "quantized": "1 when the compression quantizes, else 0",
-    "cosine_to_dense": "cosine of the compressed and the dense model's refusal directions; bootstrap over prompts",
+    "cosine_to_dense": "cosine of the compressed and the dense model's refusal directions; jackknife over prompts",
     "cosine_to_dense_same_source": "the same with both taken at the dense model's layer and position",
     "cosine_null_split_half": "cosine of directions from two halves of the same prompts: mean, interval",
     "cosine_null_random": "cosine of chance directions: mean, interval",
