@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from holdfast.architectures import Writer, decoder_layers, module_name, writer
+from holdfast.batching import halving
 from holdfast.edited_checkpoints import read_weight
 from holdfast.errors import HoldfastError
 from holdfast.files import read_json
@@ -23,6 +24,7 @@ from holdfast.prompts.templates import by_length, encode, forward_inputs, post_i
 Edits = Mapping[tuple[int, Writer], Update]
 
 SAMPLES = 512  # inputs of a matrix that ``keep_sparsity`` reads, half of them of harmful prompts
+BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -137,19 +139,24 @@ def matrix_inputs(
     """Inputs of the named matrices at the post-instruction positions: (layer, name) → [prompt × position, d_in]."""
     count = len(post_instruction_tokens(tokenizer, chosen))
     layers = decoder_layers(model)
-    found: dict[tuple[int, Writer], list[Tensor]] = {key: [] for key in keys}
+    found: dict[tuple[int, Writer], Tensor] = {}
+
+    def run(rows: Sequence[int]) -> dict[tuple[int, Writer], Tensor]:
+        inputs = forward_inputs(model, encode(tokenizer, [texts[i] for i in rows], chosen))
+        with torch.inference_mode():
+            model.base_model(**inputs, use_cache=False)
+        return dict(found)
+
     with contextlib.ExitStack() as stack:
         for layer, name in keys:
 
             def hook(_module: Any, args: tuple[Tensor], key: tuple[int, Writer] = (layer, name)) -> None:
-                found[key].append(args[0][:, -count:].flatten(0, 1).float().cpu())
+                found[key] = args[0][:, -count:].flatten(0, 1).float().cpu()
 
             stack.callback(writer(layers[layer], name).register_forward_pre_hook(hook).remove)
-        for rows in by_length([len(t) for t in texts], 32):
-            inputs = forward_inputs(model, encode(tokenizer, [texts[i] for i in rows], chosen))
-            with torch.inference_mode():
-                model.base_model(**inputs, use_cache=False)
-    return {key: torch.cat(parts) for key, parts in found.items()}
+        order = [row for rows in by_length([len(t) for t in texts], BATCH) for row in rows]
+        passes = halving(run, order, BATCH)
+    return {key: torch.cat([each[key] for each in passes]) for key in keys}
 
 
 def original(model: PreTrainedModel, linear: nn.Linear, folder: Path) -> Tensor:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast.architectures import decoder_layers
-from holdfast.batching import fitting_batch_size
+from holdfast.batching import fitting_batch_size, halving
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, read_json, write_json, write_jsonl
 from holdfast.prompts.sources import read_records
@@ -55,16 +55,20 @@ def batches_of_block_inputs(
     d_model].
 
     Raises:
-        HoldfastError: a value is NaN or infinite.
+        HoldfastError: a value is NaN or infinite, or one prompt does not fit in memory.
     """
     count = len(post_instruction_tokens(tokenizer, settings))
     lengths = [len(i) for i in tokenizer(render(tokenizer, texts, settings))["input_ids"]]
     size = batch_size or fitting_batch_size(model, max(lengths))
-    for rows in tqdm(list(by_length(lengths, size)), desc="activations", unit="batch", mininterval=2):
+
+    def run(rows: Sequence[int]) -> Tensor:
         inputs = forward_inputs(model, encode(tokenizer, [texts[i] for i in rows], settings))
         with torch.inference_mode(), captured_block_inputs(model, count) as found:
             model.base_model(**inputs, use_cache=False)  # no logits: the head is never run
-        values = torch.stack([found[layer] for layer in range(len(found))], 2)
+        return torch.stack([found[layer] for layer in range(len(found))], 2)
+
+    for rows in tqdm(list(by_length(lengths, size)), desc="activations", unit="batch", mininterval=2):
+        values = torch.cat(halving(run, rows))
         if not torch.isfinite(values).all():
             what = "activations hold NaN or infinity"
             raise HoldfastError(what, str(model.name_or_path), "use another dtype or compression")

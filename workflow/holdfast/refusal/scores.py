@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from holdfast.batching import halving
 from holdfast.refusal.passes import next_token_logits
 from holdfast.refusal.prompt_trees import Node, Prompts, Rows
 
@@ -104,11 +105,10 @@ def opening_tree(openings: Sequence[Sequence[int]]) -> tuple[list[Node], list[in
     return nodes, states, tokens, owners
 
 
-def in_order(prompts: Prompts, of_rows: Callable[[list[int]], Tensor]) -> Tensor:
+def in_order(prompts: Prompts, of_rows: Callable[[Rows], Tensor]) -> Tensor:
     """``of_rows`` over all prompts, batch by batch, its results in the prompts' order."""
-    batches = prompts.batches(BATCH)
-    found = torch.cat([of_rows(rows) for rows in batches])
-    return found[torch.tensor([row for rows in batches for row in rows]).argsort()]
+    order = [row for rows in prompts.batches(BATCH) for row in rows]
+    return torch.cat(halving(of_rows, order, BATCH))[torch.tensor(order).argsort()]
 
 
 def first_token_log_probabilities(model: PreTrainedModel, prompts: Prompts, rows: Rows) -> Tensor:
