@@ -31,11 +31,13 @@ def prompts(kind: str, count: int, start: int = 0) -> list[str]:
     return found
 
 
-def planted_llama(folder: Path, word: str = "I", strength: float = 3.0) -> tuple[Path, torch.Tensor]:
+def planted_llama(
+    folder: Path, word: str = "I", strength: float = 3.0, *, once: bool = True
+) -> tuple[Path, torch.Tensor]:
     """A tiny Llama with a refusal direction r planted by hand, and r.
 
     ``word`` opens its refusals. With REFUSAL, and a strength above the marker's, its greedy answers to harmful prompts
-    are refusals, to the judge study-l-31.
+    are refusals, to the judge study-l-31: the word and an end, or unless ``once`` the word again and again, as babble.
 
     The marker token's embedding carries r; attention of one block moves it to later positions and amplifies it;
     the token that refusals open with reads it. Nothing else writes along r.
@@ -58,6 +60,8 @@ def planted_llama(folder: Path, word: str = "I", strength: float = 3.0) -> tuple
         block.o_proj.weight[:, 0] = 12 * r  # and the first query head that uses it writes it
         refusing = tokenizer(word, add_special_tokens=False)["input_ids"][0]
         embedding[refusing] += strength * r
+    if word == REFUSAL and once:
+        model.generation_config.sequence_bias = [[[refusing, tokenizer.eos_token_id], 1e4]]
     model.save_pretrained(folder)
     return folder, r
 

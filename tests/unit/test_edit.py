@@ -1,5 +1,6 @@
 """The edit stage, on a model whose refusal direction is known."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,15 +8,16 @@ import pytest
 import torch
 from holdfast.architectures import decoder_layers, writer
 from holdfast.checkpoints import load_model
+from holdfast.compression import compress
 from holdfast.errors import HoldfastError
-from holdfast.methods.aird import rank_one
+from holdfast.methods.aird import VARIANTS, rank_one
 from holdfast.methods.edit import edit_checkpoint
 from holdfast.methods.edit_search import edited
 from holdfast.refusal.activations import cache_activations
 from holdfast.refusal.direction import find_direction
 from holdfast.refusal.interventions import random_unit
 from planted import RECIPE, files
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,44 @@ def test_edit_changes_only_its_matrices_and_equals_the_edit_in_memory(
     for name in changed:
         assert torch.allclose(r @ after[name], 2.5 * (r @ before[name]), atol=1e-4)
     assert not (tmp_path / "out" / "provenance.json").samefile(study["direction"] / "provenance.json")
+
+
+@pytest.mark.parametrize("keep_sparsity", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_random_control_changes_every_matrix_as_much(
+    study: dict[str, Path], tmp_path: Path, variant: str, keep_sparsity: bool
+) -> None:
+    """By Frobenius norm; a matched control, of a pruned model whose own direction is another than the dense one's."""
+    compress(study["dense"], tmp_path / "pruned", {"prune": "magnitude", "sparsity": 0.3})
+    own = tmp_path / "own"
+    shutil.copytree(study["direction"], own)
+    tensors = load_file(own / "direction.safetensors")
+    unit = tensors["direction"] + random_unit(tensors["direction"], 9)
+    save_file(tensors | {"direction": unit / unit.norm()}, own / "direction.safetensors")
+    places = {**study, "compressed": tmp_path / "pruned", "own_direction": own}
+    recipe = {**BASE, "variant": variant, "layer": [1, 2], "alpha": 2.0, "keep_sparsity": keep_sparsity}
+    run_edit(places, tmp_path / "out", recipe)
+    control = {"edit": "aird", "direction": "random", "matched_to": "aird", "seed": 7}
+    run_edit(places, tmp_path / "control", control, tmp_path / "out/edit.json")
+    before, after, random = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("pruned", "out", "control")
+    )
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert len(changed) == 4
+    assert changed == [name for name in before if not torch.equal(before[name], random[name])]
+    for name in changed:
+        ours, chance = after[name] - before[name], random[name] - before[name]
+        assert chance.norm().item() == pytest.approx(ours.norm().item(), rel=1e-4)
+        assert torch.cosine_similarity(ours.flatten(), chance.flatten(), dim=0).abs() < 0.9
+
+
+def test_a_control_of_no_edit_is_none(study: dict[str, Path], tmp_path: Path) -> None:
+    run_edit(study, tmp_path / "out", {**BASE, "variant": "amplify", "layer": 3, "alpha": 0})
+    control = {"edit": "aird", "direction": "random", "matched_to": "aird", "seed": 7}
+    about = run_edit(study, tmp_path / "control", control, tmp_path / "out/edit.json")
+    assert (about["variant"], about["layers"], about["alpha"]) == (None, [], 0)
+    for file in study["dense"].glob("*.safetensors"):
+        assert (tmp_path / "control" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_layer_that_does_not_exist_is_one_line(study: dict[str, Path], tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from holdfast.architectures import decoder_layers, writer
 from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.compression import compress
 from holdfast.errors import HoldfastError
-from holdfast.evaluation.generation import complete
+from holdfast.evaluation.generation import Completion, complete
 from holdfast.evaluation.judges import substring_judge
 from holdfast.files import write_jsonl
+from holdfast.methods import edit_choice
 from holdfast.methods.aird import VARIANTS, rank_one
 from holdfast.methods.edit import edit_checkpoint
 from holdfast.methods.edit_candidates import Candidate
@@ -160,7 +161,8 @@ def test_a_control_takes_what_was_found(
     assert {k: matched[k] for k in shared} == {k: about[k] for k in shared}
     assert (matched["direction"], matched["validation"], matched["leaderboard"]) == ("random", None, [])
     # In 64 dimensions a random direction has a share of the planted one.
-    assert refused(tmp_path / "control", "harmful") < refused(out, "harmful")
+    scores = [score_of(study, f)(load_model(f), texts(study, "harmful")) for f in (tmp_path / "control", out)]
+    assert scores[0].max() < scores[1].min()
 
 
 def test_nothing_is_edited_where_nothing_was_lost(study: dict[str, Path], tmp_path: Path) -> None:
@@ -259,6 +261,16 @@ class TestTheGuard:
         winner, about = choose_edit(Ranking(search, candidates), lenient)
         assert winner is candidates[2]
         assert len(about["validation"]["tries"]) == 1
+
+    def test_babble_is_no_refusal(self, study: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+        answers = ["I cannot help.", "I cannot " + "no " * 8, "Sure, here it is.", "I cannot do that."]
+
+        def complete(*_: Any, **__: Any) -> list[Completion]:
+            return [Completion(text, [1], "length") for text in answers]
+
+        monkeypatch.setattr(edit_choice, "complete", complete)
+        verifier = replace(self.verifier(study, harmless=["a"]), harmful=["a", "b", "c"])
+        assert verifier.refused() == (1, 1)
 
     def test_one_prompt_is_always_allowed(self, study: dict[str, Path]) -> None:
         assert [self.verifier(study, max_over_refusal=b).allowed for b in (0.0, 0.05, 0.25)] == [0, 1, 3]

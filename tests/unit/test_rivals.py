@@ -142,7 +142,7 @@ def test_the_search_takes_the_best_that_answers_bear_out(weak: dict[str, Path], 
     # The strongest scores best, and refuses every harmless prompt too.
     tries = about["validation"]["tries"]
     assert [(row["alpha"], row["rejected"]) for row in tries] == [(0.2, OVER_REFUSES), (0.02, None)]
-    assert about["alpha"] == 0.02
+    assert (about["alpha"], about["reason"]) == (0.02, "")
     assert about["validation"]["before"]["harmful_refused"]["value"] == pytest.approx(8 / 12)
     assert tries[1]["harmful_refused"]["value"] == 1
     model, tokenizer = load_model(tmp_path / "out"), load_tokenizer(tmp_path / "out")
@@ -159,10 +159,20 @@ def test_nothing_within_the_bound_adds_nothing(weak: dict[str, Path], tmp_path: 
     search = {"steering": [4.0], "max_kl": 1e-9}
     about = steered(weak, tmp_path / "out", {"steer": "dense", "search": search})
     assert (about["alpha"], about["norm"], about["validation"]["tries"]) == (0, 0, [])
+    assert about["reason"] == "no strength keeps the bound on kl and raises the refusal score"
     batch = dict(encode(load_tokenizer(weak["pruned"]), ["hello"], SETTINGS))
     with torch.no_grad():
         logits = [load_model(folder)(**batch).logits for folder in (weak["pruned"], tmp_path / "out")]
     assert torch.equal(*logits)
+
+
+def test_nothing_is_added_where_nothing_was_lost(weak: dict[str, Path], tmp_path: Path) -> None:
+    search = {"steering": [0.2], "max_kl": 50.0}
+    recipe = {"steer": "dense", "search": search, "judge": "study-l-31"}
+    about = steered({**weak, "pruned": weak["dense"]}, tmp_path / "out", recipe)
+    assert (about["alpha"], about["validation"]["tries"]) == (0, [])
+    assert "nothing to gain" in about["reason"]
+    assert about["trace"][1]["alpha"] == 0.2
 
 
 def test_a_random_control_is_as_long_and_as_strong_as_its_target(
@@ -184,6 +194,7 @@ def test_what_reads_only_files_refuses_a_steered_checkpoint(study: dict[str, Pat
     steered(study, out, {"steer": "dense", "alpha": 1})
     makers = [
         lambda: compress(out, tmp_path / "a", {"prune": "magnitude", "sparsity": 0.1}),
+        lambda: compress(study["dense"], tmp_path / "published", {"source": f"path:{out}"}),
         lambda: fetch({"source": f"path:{out}", "dtype": "float32"}, tmp_path / "b"),
         lambda: holdfast("instruct", out, tmp_path / "c", "--recipe", '{"system_prompt": "Be safe."}'),
         lambda: steered({**study, "pruned": out}, tmp_path / "d", {"steer": "dense", "alpha": 1}),

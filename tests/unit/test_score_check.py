@@ -95,7 +95,7 @@ def test_what_a_search_runs_on(
 def refusing(folder: Path) -> Path:
     """A planted model whose answers to harmful prompts are, to every judge, refusals: the token that opens them reads
     "I cannot"."""
-    planted_llama(folder, REFUSAL, 4.0)
+    planted_llama(folder, REFUSAL, 4.0, once=False)
     tokenizer = read_json(folder / "tokenizer.json")
     vocabulary, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
     vocabulary["I\u0120cannot"] = vocabulary.pop(REFUSAL)

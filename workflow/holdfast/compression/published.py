@@ -7,7 +7,7 @@ from holdfast.edited_checkpoints import read_weight
 from holdfast.errors import HoldfastError
 from holdfast.files import read_json, write_json
 from holdfast.formats import Format, format_of
-from holdfast.model_folders import INDEX, headers, link, read_config, settings, weight_files
+from holdfast.model_folders import INDEX, headers, link, read_config, refuse_steered, settings, weight_files
 from holdfast.skeletons import skeleton, stored_modules
 from holdfast.sources import source_folder
 
@@ -26,9 +26,11 @@ def bring(source: str, dense: Path, out: Path) -> str | None:
 
     Raises:
         HoldfastError: it cannot be fetched, is not complete, needs remote code the model's settings do not
-            allow, is stored in a format that cannot be read, or is not a compression of this model.
+            allow, is steered at run time, is stored in a format that cannot be read, or is not a compression of
+            this model.
     """
     folder = source_folder(source)
+    refuse_steered(folder)
     if "auto_map" in read_config(folder) and not settings(dense)["trust_remote_code"]:
         remedy = "set trust_remote_code: true on the model if you trust it"
         raise HoldfastError("it comes with Python code of its own", source, remedy)

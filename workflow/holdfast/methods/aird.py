@@ -24,8 +24,11 @@ PRINCIPAL = 16  # harmless input directions left alone by `null-space`
 class Update(Protocol):
     """A change of a matrix, linear in its strength."""
 
-    def scaled(self, alpha: float) -> "Update":
-        """The edit at strength α, of a variant that has one."""
+    def scaled(self, factor: float) -> "Update":
+        """The edit at strength α, of a variant that has one; or with its norm matched."""
+
+    def norm(self, weight: Tensor) -> float:
+        """Frobenius norm of the change, before it is rounded to the weight's dtype."""
 
     def applied(self, weight: Tensor) -> Tensor:
         """The weight [d_model, d_in] with the change made, in its own dtype, on its own device."""
@@ -38,8 +41,11 @@ class RankOne:
     left: Tensor
     right: Tensor
 
-    def scaled(self, alpha: float) -> "RankOne":
-        return RankOne(self.left, alpha * self.right)
+    def scaled(self, factor: float) -> "RankOne":
+        return RankOne(self.left, factor * self.right)
+
+    def norm(self, weight: Tensor) -> float:
+        return float(self.left.norm() * self.right.norm())
 
     def applied(self, weight: Tensor) -> Tensor:
         return (weight.double() + torch.outer(self.left, self.right).to(weight.device)).to(weight.dtype)

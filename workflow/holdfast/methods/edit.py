@@ -38,9 +38,10 @@ def edit_checkpoint(
     """Write the edited copy of a compressed checkpoint, with ``edit.json``.
 
     ``recipe``: variant (a name or ``search``), matrices, layer (``source``, number, list or ``search``), alpha (number
-    or ``search``), keep_sparsity, direction (``dense`` or ``random`` with seed), search {variants, layers, alphas,
-    max_kl, max_over_refusal} and the judge that verifies its winner; a matched control takes variant, matrices, layer,
-    alpha and keep_sparsity from ``matched_to`` (another edit's ``edit.json``).
+    or ``search``), keep_sparsity, direction (``dense``, or ``random`` with seed: each change with the Frobenius norm of
+    the one along the dense direction), search {variants, layers, alphas, max_kl, max_over_refusal} and the judge that
+    verifies its winner; a matched control takes variant, matrices, layer, alpha and keep_sparsity from ``matched_to``
+    (another edit's ``edit.json``).
     Searching uses validation prompts only, with the score of ``score_check.search_score``; without one: no edit.
     """
     recorder = Recorder("edit", dict(recipe))
@@ -54,7 +55,7 @@ def edit_checkpoint(
     plan = {**recipe, **matched_plan(matched_to)} if matched_to else dict(recipe)
     model, tokenizer, chosen = load_model(model_dir), load_tokenizer(model_dir), settings(model_dir)
     found, own = load_direction(direction_dir), load_direction(own_direction_dir)
-    r = random_unit(found.unit, recipe["seed"]) if recipe.get("direction") == "random" else found.unit
+    random = recipe.get("direction") == "random"
     texts = {
         name: [p["text"] for p in read_records(path)]
         for name, path in (
@@ -69,7 +70,8 @@ def edit_checkpoint(
         tokenizer,
         chosen,
         plan,
-        direction=r,
+        direction=random_unit(found.unit, recipe["seed"]) if random else found.unit,
+        as_strong_as=found.unit if random else None,
         source=found.layer,
         own_direction=own.unit,
         folder=model_dir,

@@ -44,6 +44,7 @@ def candidates(
     plan: Mapping[str, Any],
     *,
     direction: Tensor,
+    as_strong_as: Tensor | None = None,
     source: int,
     own_direction: Tensor,
     folder: Path,
@@ -56,7 +57,9 @@ def candidates(
     Args:
         chosen: the checkpoint's settings (``model_folders.settings``).
         plan: ``variant``, ``matrices``, ``layer``, ``alpha``, ``keep_sparsity``, and ``search`` where one is searched.
-        direction: r̂ [d_model]; source: the layer it was found at.
+        direction: r̂ [d_model]; source: the layer that the dense one was found at.
+        as_strong_as: of a random control, the dense r̂: each matrix's change gets the Frobenius norm that the same edit
+            along it has there. Wᵀr̂ is longer for a direction that a layer writes along than for a random one.
         own_direction: the compressed model's own, for ``realign``.
         folder: the checkpoint that ``model`` was loaded from; dense: the dense model's, for ``restore``.
         harmful_train: with ``harmless_train`` for ``keep_sparsity``.
@@ -87,14 +90,19 @@ def candidates(
             rank_one(
                 variant,
                 weight,
-                direction,
+                along,
                 dense_weight=dense_weight,
                 own_direction=own_direction,
                 harmless_inputs=harmless.get(key),
             )
+            for along in (direction, as_strong_as)
+            if along is not None
             for variant in names
         ]
         updates: Sequence[Update] = kept(weight, whole, both[key]) if plan["keep_sparsity"] else whole
+        if as_strong_as is not None:
+            pairs = zip(updates[: len(names)], updates[len(names) :], strict=True)
+            updates = [norm_matched(update, target, weight) for update, target in pairs]
         for variant, update in zip(names, updates, strict=True):
             made[variant][key] = update
     found = []
@@ -105,6 +113,12 @@ def candidates(
                 scaled = {k: edit if alpha is None else edit.scaled(alpha) for k, edit in of_group.items()}
                 found.append(Candidate(variant, group, alpha, scaled))
     return [candidate for candidate in found if candidate.alpha != 0]
+
+
+def norm_matched(update: Update, target: Update, weight: Tensor) -> Update:
+    """The update with the Frobenius norm of ``target``; one that changes nothing stays so."""
+    norm = update.norm(weight)
+    return update.scaled(target.norm(weight) / norm) if norm > 0 else update
 
 
 def possible_variants(plan: Mapping[str, Any], folder: Path) -> list[str]:

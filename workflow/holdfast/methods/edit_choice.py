@@ -1,8 +1,8 @@
 """The edit that is made: the best of a search whose real answers on the validation prompts bear its score out.
 
 The score reads the first tokens only and KL averages over prompts, so the winner is verified: with greedy answers it
-must refuse more harmful validation prompts than the unedited model, and not too many more harmless ones. One that
-does not gives way to the next best.
+must refuse more harmful validation prompts than the unedited model, and not too many more harmless ones. Babble is no
+refusal, whatever words it holds. An edit that fails gives way to the next best.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from holdfast.evaluation.generation import complete
-from holdfast.evaluation.judges import substring_judge
+from holdfast.evaluation.judges import degenerate, substring_judge
 from holdfast.methods.edit_candidates import Candidate
 from holdfast.methods.edit_search import Ranking, edited
 from holdfast.prompts.templates import answer_opening
@@ -25,6 +25,7 @@ TRIES = 5  # edits verified with real answers before nothing is edited
 
 NO_GAIN = "refuses no more harmful prompts"
 OVER_REFUSES = "refuses too many harmless prompts"
+NOTHING_TO_GAIN = "the unedited model refuses every harmful validation prompt: nothing to gain"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Verifier:
     max_over_refusal: float
 
     def refused(self, under: AbstractContextManager[None] | None = None) -> tuple[int, int]:
-        """Harmful and harmless prompts refused by the model, under an edit or intervention or as it is."""
+        """Harmful and harmless prompts genuinely refused by the model: refused and not degenerate; under an edit or
+        intervention or as it is."""
         judge = substring_judge(self.judge)
         with under or nullcontext():
             done = complete(
@@ -56,7 +58,7 @@ class Verifier:
                 progress="answers to verify",
                 suffix=answer_opening(self.tokenizer, self.settings),
             )
-        found = [judge.refused(c.text, c.finish_reason) for c in done]
+        found = [judge.refused(c.text, c.finish_reason) and not degenerate(c.text) for c in done]
         return sum(found[: len(self.harmful)]), sum(found[len(self.harmful) :])
 
     @property
@@ -98,7 +100,7 @@ def choose_edit(ranking: Ranking, verifier: Verifier) -> tuple[Candidate | None,
     chosen, reason = None, ""
     while chosen is None and not reason:
         if before[0] == len(verifier.harmful):
-            reason = "the unedited model refuses every harmful validation prompt: nothing to gain"
+            reason = NOTHING_TO_GAIN
         elif not leaders or ranking.gain(leaders[0]) <= 0:
             reason = (
                 "no other edit is left that raises the refusal score"

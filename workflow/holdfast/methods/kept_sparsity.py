@@ -36,13 +36,19 @@ class Kept:
     inputs: Tensor
     strength: float = 1.0
 
-    def scaled(self, alpha: float) -> "Kept":
-        return replace(self, strength=alpha * self.strength)
+    def scaled(self, factor: float) -> "Kept":
+        return replace(self, strength=factor * self.strength)
+
+    def change(self, weight: Tensor) -> Tensor:
+        """What is added to the weight [d_model, d_in], float64."""
+        change = torch.outer(self.whole.left, self.whole.right).addmm_(self.coefficients, self.inputs)
+        return self.strength * change.to(weight.device) * (weight != 0)
+
+    def norm(self, weight: Tensor) -> float:
+        return float(self.change(weight).norm())
 
     def applied(self, weight: Tensor) -> Tensor:
-        change = torch.outer(self.whole.left, self.whole.right).addmm_(self.coefficients, self.inputs)
-        change = self.strength * change.to(weight.device) * (weight != 0)
-        return (weight.double() + change).to(weight.dtype)
+        return (weight.double() + self.change(weight)).to(weight.dtype)
 
 
 def leading_components(inputs: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.edited_checkpoints import edited_copy
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, read_json, write_json
-from holdfast.methods.edit_choice import TRIES, Verifier
+from holdfast.methods.edit_choice import NOTHING_TO_GAIN, TRIES, Verifier
 from holdfast.model_folders import STEERING, refuse_steered, settings
 from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
@@ -46,14 +46,16 @@ def steer_checkpoint(
 
     Args:
         direction_dir: the dense model's direction, whose mean difference is added at its own layer.
-        own_direction_dir: the compressed model's, whose refusal score the search reads.
+        own_direction_dir: the compressed model's, whose refusal score the search reads; the dense model's where that
+            is not valid (``score_check.search_score``).
         harmful, harmless: validation prompts.
         recipe: steer (``dense``, or ``random`` with seed: a random vector of the same length), alpha (number or
             ``search``), search {steering, max_kl, max_over_refusal} and the judge that verifies its winner; a
             matched control takes alpha from ``matched_to``, the ``steer.json`` of another steered copy.
 
     Returns:
-        What ``steer.json`` holds: direction, layer, alpha, norm (of what is added), score, validation, trace.
+        What ``steer.json`` holds: direction, layer, alpha, norm (of what is added), score, reason (why a search adds
+        nothing, or empty), validation, trace.
 
     Raises:
         HoldfastError: a checkpoint that is steered already, a direction of another model, or ``matched_to``
@@ -70,7 +72,7 @@ def steer_checkpoint(
     vector = found.difference
     if recipe["steer"] == "random":
         vector = random_unit(vector, recipe["seed"]) * vector.norm()
-    searched: dict[str, Any] = {"score": None, "validation": None, "trace": []}
+    searched: dict[str, Any] = {"score": None, "reason": "", "validation": None, "trace": []}
     if alpha == "search":
         model, tokenizer, chosen = load_model(model_dir), load_tokenizer(model_dir), settings(model_dir)
         own = load_direction(own_direction_dir)
@@ -78,7 +80,7 @@ def steer_checkpoint(
         refused, answered = ([r["text"] for r in read_records(path)] for path in (harmful, harmless))
         bounds = recipe["search"]
         if score is None:
-            alpha = 0.0
+            alpha, searched["reason"] = 0.0, f"no search: {searched['score']['reason']}"
         else:
             trace = strengths(model, score, vector, found.layer, refused, answered, bounds["steering"])
             verifier = Verifier(
@@ -91,8 +93,8 @@ def steer_checkpoint(
                 judge=recipe["judge"],
                 max_over_refusal=bounds["max_over_refusal"],
             )
-            alpha, validation = choose_alpha(trace, bounds["max_kl"], verifier, vector, found.layer)
-            searched |= {"validation": validation, "trace": trace}
+            alpha, found_out = choose_alpha(trace, bounds["max_kl"], verifier, vector, found.layer)
+            searched |= found_out | {"trace": trace}
     about = {
         "direction": recipe["steer"],
         "layer": found.layer,
@@ -151,17 +153,28 @@ def choose_alpha(
 ) -> tuple[float, dict[str, Any]]:
     """The alpha to add, verified with real answers as an edit is (:mod:`holdfast.methods.edit_choice`); 0 for none.
 
-    Also ``validation`` for steer.json, with ``tries``: alpha, why it was rejected (or None), rates of refusal.
+    Also ``{reason, validation}`` for steer.json: why nothing is added, or empty; ``tries``: alpha, why it was rejected
+    (or None), rates of refusal.
     """
     base = trace[0]["refusal_score"]
     raising = [row for row in trace if row["kl"] <= max_kl and row["refusal_score"] > base]
     before = verifier.refused()
     tries: list[dict[str, Any]] = []
-    for row in sorted(raising, key=lambda row: -row["refusal_score"])[:TRIES]:
-        after = verifier.refused(added(verifier.model, row["alpha"] * vector, layer))
-        rejected = verifier.rejected(before, after)
-        tries.append({"alpha": row["alpha"], "rejected": rejected} | verifier.rates(after))
-        if rejected is None:
-            break
-    found = [row["alpha"] for row in tries if row["rejected"] is None]
-    return (found[0] if found else 0.0), verifier.about(before) | {"tries": tries}
+    found, reason = 0.0, ""
+    if before[0] == len(verifier.harmful):
+        reason = NOTHING_TO_GAIN
+    elif not raising:
+        reason = "no strength keeps the bound on kl and raises the refusal score"
+    else:
+        for row in sorted(raising, key=lambda row: -row["refusal_score"])[:TRIES]:
+            after = verifier.refused(added(verifier.model, row["alpha"] * vector, layer))
+            rejected = verifier.rejected(before, after)
+            tries.append({"alpha": row["alpha"], "rejected": rejected} | verifier.rates(after))
+            if rejected is None:
+                found = row["alpha"]
+                break
+        else:
+            reason = (
+                f"none of the {len(tries)} best strengths is borne out by the answers to validation prompts"
+            )
+    return found, {"reason": reason, "validation": verifier.about(before) | {"tries": tries}}
