@@ -37,6 +37,7 @@ rule tables:
         tex="<results>/tables/refusal.tex",
         claims="<results>/tables/claims.csv",
         leaderboard="<results>/tables/leaderboard.csv",
+        costs="<results>/tables/costs.csv",
     log:
         "<logs>/tables.log",
     benchmark:

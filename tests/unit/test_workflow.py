@@ -37,7 +37,7 @@ FILES = {
     "mediate": ["verdicts.jsonl", "answers.jsonl"],
     "recalibrate": ["provenance.json"], "tune": ["tuning.json", "provenance.json"],
     "ability": ["lm_eval.json", "zero_shot.json", "perplexity.json"],
-    "tables": ["refusal.csv", "refusal.md", "refusal.tex", "claims.csv", "leaderboard.csv"],
+    "tables": ["refusal.csv", "refusal.md", "refusal.tex", "claims.csv", "leaderboard.csv", "costs.csv"],
 }
 stage, *arguments = sys.argv[1:]
 FILES["generate"] = FILES["judge"] = [Path(a).name for a in arguments if a.endswith(".jsonl")]

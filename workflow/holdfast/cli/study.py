@@ -72,7 +72,7 @@ def tables(
     config: Annotated[Path, typer.Option(help="The study's YAML file.")],
     results: Annotated[Path, typer.Option(help="The study's results folder.")],
 ) -> None:
-    """Collect every cell into refusal.csv (tidy), refusal.md and refusal.tex."""
+    """Collect every cell into tidy tables (refusal.csv, costs.csv), and these into Markdown and LaTeX."""
     from holdfast.config import load_study
     from holdfast.report.collect import collect
     from holdfast.report.tables import write_tables

@@ -1,4 +1,4 @@
-"""The tables on disk: refusal.csv (tidy), refusal.md, refusal.tex, claims.csv and leaderboard.csv."""
+"""The tables on disk: refusal.csv and costs.csv (tidy), refusal.md, refusal.tex, claims.csv and leaderboard.csv."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,16 +16,22 @@ from holdfast.report.rendering import latex, markdown
 from holdfast.report.tables.leaderboard import leaderboard
 from holdfast.report.tables.of_model import model_tables, models
 
+# Wall times: apart from what was measured, so that the same study gives the same refusal.csv, byte for byte.
+COSTS = ("direction_seconds", "method_seconds")
+
 
 def write_tables(frame: pd.DataFrame, out_dir: Path, judges: Sequence[str]) -> None:
-    """Write ``refusal.csv`` (tidy), ``refusal.md``, ``refusal.tex`` (booktabs), ``claims.csv`` and ``leaderboard.csv``.
+    """Write ``refusal.csv`` and ``costs.csv`` (tidy), ``refusal.md``, ``refusal.tex`` (booktabs), ``claims.csv`` and
+    ``leaderboard.csv``.
 
     ``judges``: the study's, whose error against human labels closes the Markdown.
     """
     tables = [t for m in models(frame) for t in model_tables(frame, m)]
     # Numbers in full, so that they read back the same.
-    with atomic_file(out_dir / "refusal.csv") as temporary:
-        frame.to_csv(temporary, index=False)
+    costs = frame["measure"].isin(COSTS)
+    for name, rows in (("refusal.csv", frame[~costs]), ("costs.csv", frame[costs])):
+        with atomic_file(out_dir / name) as temporary:
+            rows.to_csv(temporary, index=False)
     decided = [{"model": m} | asdict(c) for m in models(frame) for c in claims(Numbers(frame, m))]
     with atomic_file(out_dir / "claims.csv") as temporary:
         pd.DataFrame(decided).rename(columns={"name": "claim"}).to_csv(temporary, index=False)
@@ -39,16 +45,19 @@ def write_tables(frame: pd.DataFrame, out_dir: Path, judges: Sequence[str]) -> N
 
 
 def read_tables(folder: Path) -> pd.DataFrame:
-    """Read ``refusal.csv`` back as ``collect`` returned it.
+    """Read ``refusal.csv`` and ``costs.csv`` back: the rows that ``collect`` returned, those of costs last.
 
     Raises:
         HoldfastError: no such file, or other columns.
     """
-    path = folder / "refusal.csv"
+    return typed(pd.concat([_read(folder / "refusal.csv"), _read(folder / "costs.csv")], ignore_index=True))
+
+
+def _read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise HoldfastError("no such file", str(path), "run `holdfast tables` first")
     # Only empty fields are missing: a model may be called "NA" or "null".
     frame = pd.read_csv(path, keep_default_na=False, na_values={c: [""] for c in COLUMNS[4:]}, dtype=str)
     if list(frame.columns) != COLUMNS:
         raise HoldfastError(f"columns are {list(frame.columns)}", str(path), f"they must be {COLUMNS}")
-    return typed(frame)
+    return frame
