@@ -4,8 +4,8 @@
 
 MODEL is a compressed checkpoint, DENSE its dense original, the two directions their `direction` folders, for example of
 results/demo. Candidates: every STRIDE-th layer × 3 variants × 4 α. A plain evaluation is what one candidate would cost
-by itself: the refusal score of all harmful prompts and the first answer token of all harmless ones. Target: 3. The
-answers that verify the winner are not in it.
+by itself: the refusal score of all harmful prompts and the first answer token of all harmless ones, the better of two
+warm ones. Target: 3. The answers that verify the winner are not in it.
 """
 
 import argparse
@@ -42,10 +42,15 @@ def main() -> None:
         return [r["text"] for r in read_prompts({**source, "rows": f"{start}:{start + count}"})]
 
     harmful, harmless = texts(HARMFUL, 400, given.prompts), texts(HARMLESS, 400, given.prompts)
-    start = time.perf_counter()
-    score(model, harmful)
-    first_answer_token(model, tokenizer, harmless, chosen)
-    plain = time.perf_counter() - start
+
+    def evaluated() -> float:
+        start = time.perf_counter()
+        score(model, harmful)
+        first_answer_token(model, tokenizer, harmless, chosen)
+        return time.perf_counter() - start
+
+    evaluated()  # warms up: the search, which comes after it, is warm too
+    plain = min(evaluated() for _ in range(2))
     start = time.perf_counter()
     layers = list(range(0, len(decoder_layers(model)), given.stride))
     search = {"variants": ["amplify", "centred", "null-space"], "layers": layers, "alphas": [1, 2, 4, 8]}
