@@ -10,7 +10,7 @@ from holdfast.report.collect import MEASURES, collect
 from holdfast.report.figures import write_figures
 from holdfast.report.findings import method_findings, repair_findings, unbeaten
 from holdfast.report.numbers import Numbers
-from holdfast.report.repairs import beside_as_is
+from holdfast.report.repairs import beside_as_is, repairs
 from holdfast.report.tables.methods import methods_table
 from holdfast.report.wording import byte_count
 from written_results import CELLS, JUDGES, MODEL, row, write_cell
@@ -123,13 +123,17 @@ def test_the_table_has_every_method_beside_as_is(rivals: Path) -> None:
     assert as_is["p against as-is"] == as_is["Seconds"] == as_is["Bytes added"] == "–"
 
 
-def test_holm_runs_over_methods_and_not_over_controls(rivals: Path) -> None:
+def test_holm_runs_over_edits_and_over_rivals_and_not_over_controls(rivals: Path) -> None:
     numbers = Numbers(collected(rivals), MODEL)
     p = beside_as_is(numbers)
     assert {k for _, k in p} == {"aird", "prompted", "steered"}
-    # Six rows: the smallest p, 12 of 12 flips one way, is multiplied by six, the next by five.
-    assert p["wanda-50", "steered"] == pytest.approx(6 * 2 / 2**12)
-    assert p["wanda-50", "aird"] == pytest.approx(5 * 2 / 2**10)
+    # Four rows of rivals: their smallest p, 12 of 12 flips one way, is multiplied by four; of two edits' by two.
+    assert p["wanda-50", "steered"] == pytest.approx(4 * 2 / 2**12)
+    assert p["wanda-50", "aird"] == pytest.approx(2 * 2 / 2**10)
+    # An edit has one p in all tables.
+    assert {c: v for c, v in p.items() if c[1] == "aird"} == {
+        (r.compression, r.method): r.p for r in repairs(numbers)
+    }
 
 
 def test_the_frontier_is_told_and_has_no_control(rivals: Path) -> None:

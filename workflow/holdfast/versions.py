@@ -25,7 +25,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "judge-by-model": 2,
     "agreement": 1,
     "ability": 1,
-    "tables": 5,
+    "tables": 6,
     "figures": 1,
-    "report": 5,
+    "report": 6,
 }

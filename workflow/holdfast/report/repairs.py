@@ -60,7 +60,13 @@ def repairs(numbers: Numbers) -> list[Repair]:
 
 
 def beside_as_is(numbers: Numbers) -> dict[tuple[str, str], float]:
-    """McNemar's p of every (compression, method) that is no control against as-is, by Holm over all of them."""
-    cells = [cell for cell in numbers.methods() if cell[1] not in numbers.control_methods]
-    adjusted = holm([numbers.get(c, k, "mcnemar_p").value for c, k in cells])
-    return dict(zip(cells, adjusted, strict=True))
+    """McNemar's p of every (compression, method) that is no control against as-is.
+
+    By Holm over the edits, so that it is the one of :func:`repairs`, and over all other methods apart.
+    """
+    edits = {(row.compression, row.method): row.p for row in repairs(numbers)}
+    apart = edits.keys() | {cell for cell in numbers.cells if cell[1] in numbers.control_methods}
+    rivals = [cell for cell in numbers.methods() if cell not in apart]
+    adjusted = holm([numbers.get(c, k, "mcnemar_p").value for c, k in rivals])
+    p = edits | dict(zip(rivals, adjusted, strict=True))
+    return {cell: p[cell] for cell in numbers.methods() if cell in p}

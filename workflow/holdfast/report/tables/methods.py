@@ -69,10 +69,11 @@ def methods_table(numbers: Numbers) -> Table | None:
         ],
         rows,
         f"n: {attack} attack prompts, {over} over-refusal prompts; p: exact McNemar on the same attack prompts, by "
-        "Holm over the rows that are no control. Seconds: of making the method's checkpoint, its search included; AIRD "
-        f"and steering also need the directions of both models{directions}, once for all such methods, new "
-        "calibrations and tunes the dense model's answers to the train prompts. Bytes: of files that are not the "
-        "compressed checkpoint's own; a new calibration's checkpoint takes that one's place.",
+        "Holm over the AIRD edits (as in the repair table) and over the other methods apart, controls left out. "
+        "Seconds: of making the method's checkpoint, its search included; AIRD and steering also need the directions "
+        f"of both models{directions}, once for all such methods, new calibrations and tunes the dense model's answers "
+        "to the train prompts. Bytes: of files that are not the compressed checkpoint's own; a new calibration's "
+        "checkpoint takes that one's place.",
         "A method is worth having where it refuses more than as-is without refusing harmless prompts or losing "
         "ability, and a simpler one does not do the same. A system prompt shows in the answers only: perplexity and "
         "zero-shot accuracy are measured without a chat.",
