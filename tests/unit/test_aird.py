@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from holdfast.config.values import WITHOUT_STRENGTH
 from holdfast.errors import HoldfastError
-from holdfast.methods.aird import SCALED, VARIANTS, rank_one
+from holdfast.methods.aird import VARIANTS, rank_one
 from holdfast.refusal.interventions import component, random_unit
 
 
@@ -27,7 +28,7 @@ class TestAIRD:
             own_direction=self.own,
             harmless_inputs=self.inputs,
         )
-        return (made.scaled(alpha) if variant in SCALED else made).applied(self.weight)
+        return (made if variant in WITHOUT_STRENGTH else made.scaled(alpha)).applied(self.weight)
 
     def test_amplify_scales_what_is_written_along_the_direction(self) -> None:
         after = self.edit("amplify", 2.0)

@@ -304,6 +304,16 @@ class TestRestoreOnAWQ:
             run_edit(study, compressed, tmp_path / "out", {**BASE, "variant": "restore", "layer": 2})
         assert not (tmp_path / "out").exists()
 
+    def test_so_it_is_on_one_that_was_brought(
+        self, study: dict[str, Path], compressed: Path, tmp_path: Path
+    ) -> None:
+        """Whose record is another's: llm-compressor's recipe tells."""
+        compress(study["dense"], tmp_path / "brought", {"source": f"path:{compressed}"})
+        with pytest.raises(HoldfastError, match="AWQ has rescaled what the edited matrices read"):
+            run_edit(
+                study, tmp_path / "brought", tmp_path / "out", {**BASE, "variant": "restore", "layer": 2}
+            )
+
     def test_a_search_leaves_it_out(self, study: dict[str, Path], compressed: Path, tmp_path: Path) -> None:
         search = {**SEARCH, "variants": ["amplify", "restore"], "layers": [1]}
         about = run_edit(study, compressed, tmp_path / "out", {**SEARCHED, "search": search})

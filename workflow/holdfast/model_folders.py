@@ -23,6 +23,7 @@ SETTINGS: dict[str, Any] = {"thinking": None, "system_prompt": None, "trust_remo
 # of it must not take it for a shard.
 STEERING = "steering/vector.safetensors"
 INDEX = "model.safetensors.index.json"
+RECIPE = "recipe.yaml"  # llm-compressor's: how it compressed the checkpoint
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", *PICKLES)
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -7,7 +7,16 @@ from holdfast.edited_checkpoints import read_weight
 from holdfast.errors import HoldfastError
 from holdfast.files import read_json, write_json
 from holdfast.formats import Format, format_of
-from holdfast.model_folders import INDEX, headers, link, read_config, refuse_steered, settings, weight_files
+from holdfast.model_folders import (
+    INDEX,
+    RECIPE,
+    headers,
+    link,
+    read_config,
+    refuse_steered,
+    settings,
+    weight_files,
+)
 from holdfast.skeletons import skeleton, stored_modules
 from holdfast.sources import source_folder
 
@@ -42,8 +51,8 @@ def bring(source: str, dense: Path, out: Path) -> str | None:
     for file in shards:
         # auto-gptq named its one file after the settings, where transformers does not look for it.
         link(file, out / ("model.safetensors" if len(shards) == 1 else file.name))
-    for file in [folder / INDEX, *folder.glob("*.py")]:
-        if file.is_file() and (len(shards) > 1 or file.suffix == ".py"):
+    for file in [folder / INDEX, folder / RECIPE, *folder.glob("*.py")]:
+        if file.is_file() and (len(shards) > 1 or file.name != INDEX):
             link(file, out / file.name)
     write_json(out / "config.json", config)
     return folder.name if source.startswith("hub:") else None

@@ -9,7 +9,16 @@ from holdfast.config import sources
 from holdfast.config.compressions import Dense, Prune, Published, Quantize
 from holdfast.config.rivals import Recalibrate, Steer, SystemPrompt, Tune
 from holdfast.config.sources import BadValueError
-from holdfast.config.values import Layer, LayerList, Section, Variant, distinct, either, named
+from holdfast.config.values import (
+    WITHOUT_STRENGTH,
+    Layer,
+    LayerList,
+    Section,
+    Variant,
+    distinct,
+    either,
+    named,
+)
 
 # Folders that stages write beside what is named by models and methods (docs/formats.md).
 RESERVED_MODELS = {"prompts", "tables", "figures", "report", "logs", "benchmarks", "judges"}
@@ -114,7 +123,7 @@ class Aird(Section):
     @field_validator("alpha")
     @classmethod
     def has_strength(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is not None and info.data.get("variant") in ("restore", "realign"):
+        if value is not None and info.data.get("variant") in WITHOUT_STRENGTH:
             raise BadValueError(f"the variant {info.data['variant']} has no strength", "remove this key")
         return value
 

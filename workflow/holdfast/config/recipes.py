@@ -8,6 +8,7 @@ holds the candidates of a search only for what it searches.
 from typing import TYPE_CHECKING, Any
 
 from holdfast.config.compressions import calibrated
+from holdfast.config.values import WITHOUT_STRENGTH
 from holdfast.evaluation.judges.substring import quick_judge
 from holdfast.versions import STAGE_VERSIONS
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from holdfast.config.study import Study
 
 Recipe = dict[str, Any]
-
-WITHOUT_STRENGTH = ("restore", "realign")
 
 
 def recipe(

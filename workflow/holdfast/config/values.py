@@ -60,3 +60,4 @@ Layer = Annotated[int, Field(ge=0)]
 LayerList = Annotated[list[Layer], Field(min_length=1), AfterValidator(distinct)]
 Layers = Annotated[Literal["all"] | LayerList, either("all or a list of layer numbers, counted from 0")]
 Variant = Literal["amplify", "restore", "realign", "centred", "null-space"]
+WITHOUT_STRENGTH = ("restore", "realign")  # variants that have no α

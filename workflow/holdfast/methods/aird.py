@@ -9,15 +9,15 @@ that on the weights that are not zero (:mod:`holdfast.methods.kept_sparsity`).
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, get_args
 
 import torch
 from torch import Tensor
 
+from holdfast.config.values import Variant
 from holdfast.errors import HoldfastError
 
-VARIANTS = ("amplify", "restore", "realign", "centred", "null-space")
-SCALED = ("amplify", "centred", "null-space")  # variants that have an α
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
 PRINCIPAL = 16  # harmless input directions left alone by `null-space`
 
 

@@ -13,12 +13,13 @@ from transformers import PreTrainedModel
 
 from holdfast.architectures import Writer, decoder_layers, module_name, writer
 from holdfast.batching import halving
+from holdfast.config.values import WITHOUT_STRENGTH
 from holdfast.edited_checkpoints import read_weight
 from holdfast.errors import HoldfastError
 from holdfast.files import read_json
-from holdfast.methods.aird import SCALED, Update, rank_one
+from holdfast.methods.aird import Update, rank_one
 from holdfast.methods.kept_sparsity import kept
-from holdfast.model_folders import DTYPES, read_config
+from holdfast.model_folders import DTYPES, RECIPE, read_config
 from holdfast.prompts.templates import by_length, encode, forward_inputs, post_instruction_tokens
 
 Edits = Mapping[tuple[int, Writer], Update]
@@ -134,12 +135,20 @@ def possible_variants(plan: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def rescaled(folder: Path) -> bool:
-    """AWQ scales what o_proj and down_proj read, and their columns the other way: no peers of the dense ones."""
+    """Whether AWQ made the checkpoint, by its config, Holdfast's record or llm-compressor's recipe.
+
+    AWQ scales what o_proj and down_proj read, and their columns the other way: no peers of the dense ones.
+
+    Raises HoldfastError for a record that is not JSON.
+    """
     quantization = read_config(folder).get("quantization_config") or {}
     record = read_json(folder / "provenance.json") if (folder / "provenance.json").is_file() else {}
     recipe = record.get("recipe") if isinstance(record, dict) else None
-    return quantization.get("quant_method") == "awq" or (
-        isinstance(recipe, dict) and recipe.get("quantize") == "awq"
+    notes = folder / RECIPE
+    return (
+        quantization.get("quant_method") == "awq"
+        or (isinstance(recipe, dict) and recipe.get("quantize") == "awq")
+        or (notes.is_file() and "AWQ" in notes.read_text(encoding="utf-8", errors="replace"))
     )
 
 
@@ -201,7 +210,7 @@ def layer_groups(plan: Mapping[str, Any], source: int, n_layers: int) -> list[li
 
 
 def alpha_values(plan: Mapping[str, Any], variant: str) -> list[float | None]:
-    if variant not in SCALED:
+    if variant in WITHOUT_STRENGTH:
         return [None] if plan.get("alpha") != 0 else [0.0]
     alphas = plan["search"]["alphas"] if plan["alpha"] == "search" else [plan["alpha"]]
     return [float(a) for a in alphas]

@@ -5,6 +5,7 @@ from typing import Any
 
 from holdfast.config.compressions import QUANTIZATIONS
 from holdfast.files import read_json
+from holdfast.methods.edit_candidates import rescaled
 from holdfast.model_folders import read_config
 
 
@@ -21,10 +22,7 @@ def origin(folder: Path, density: float | None) -> dict[str, Any]:
     recipe = record.get("recipe") if isinstance(record, dict) else None
     recipe = recipe if isinstance(recipe, dict) else {}
     quantization = read_config(folder).get("quantization_config") or {}
-    notes = folder / "recipe.yaml"  # llm-compressor's
-    told = notes.is_file() and "AWQ" in notes.read_text(encoding="utf-8", errors="replace")
-    awq = told or quantization.get("quant_method") == "awq" or recipe.get("quantize") == "awq"
-    return {"how": _in_words(recipe, quantization, density), "awq": awq}
+    return {"how": _in_words(recipe, quantization, density), "awq": rescaled(folder)}
 
 
 def _in_words(recipe: dict[str, Any], quantization: dict[str, Any], density: float | None) -> str:
