@@ -141,7 +141,12 @@ def test_a_model_judge_has_recipes_of_its_own(load: Callable) -> None:
     study = load(config)
     source = {"source": "hub:allenai/wildguard@main", "dtype": "bfloat16", "version": 1}
     assert study.recipe("fetch", judge="guard") == source
-    asked = {"name": "guard", "judge": "wildguard", "batch_size": "auto", "version": 1}
+    asked = {
+        "name": "guard",
+        "judge": "wildguard",
+        "batch_size": "auto",
+        "version": STAGE_VERSIONS["judge-by-model"],
+    }
     assert study.recipe("judge-by-model", judge="guard") == asked
     assert study.recipe("judge") == {"judges": ["study-l-31", "arditi-12"], "version": 1}
     assert study.recipe("mediate")["judge"] == "study-l-31"  # what judges at once
