@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from holdfast.architectures import decoder_layers, module_name, writer
 from holdfast.checkpoints import load_model, load_tokenizer
+from holdfast.config.values import Layer, Variant
 from holdfast.edited_checkpoints import edited_copy
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, read_json, write_json
@@ -15,7 +16,8 @@ from holdfast.methods.edit_search import EditSearch, Ranking
 from holdfast.model_folders import refuse_steered, settings
 from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
-from holdfast.refusal.direction import load_direction
+from holdfast.records import Record, require
+from holdfast.refusal.direction import load_fitting
 from holdfast.refusal.interventions import random_unit
 from holdfast.refusal.score_check import search_score
 from holdfast.weight_statistics import weight_statistics
@@ -53,8 +55,8 @@ def edit_checkpoint(
         )
     refuse_steered(model_dir)
     plan = {**recipe, **matched_plan(matched_to)} if matched_to else dict(recipe)
+    found, own = load_fitting(direction_dir, model_dir), load_fitting(own_direction_dir, model_dir)
     model, tokenizer, chosen = load_model(model_dir), load_tokenizer(model_dir), settings(model_dir)
-    found, own = load_direction(direction_dir), load_direction(own_direction_dir)
     random = recipe.get("direction") == "random"
     texts = {
         name: [p["text"] for p in read_records(path)]
@@ -133,9 +135,19 @@ def edit_checkpoint(
     return about
 
 
+class _Edited(Record):
+    variant: Variant | None
+    matrices: list[Literal["o_proj", "down_proj"]]
+    layers: list[Layer]
+    alpha: float | None
+    keep_sparsity: bool
+    requantize: bool
+
+
 def matched_plan(path: Path) -> dict[str, Any]:
-    """What a control shares with the edit it is matched to."""
+    """What a control shares with the edit it is matched to; HoldfastError when that is no ``edit.json``."""
     target = read_json(path)
+    require(_Edited, target, str(path), "give the edit.json that holdfast edit wrote")
     return {
         "variant": target["variant"],
         "matrices": target["matrices"],

@@ -87,6 +87,9 @@ def candidates(
         dense_weight = (
             read_weight(dense, f"{module_name(model, linear)}.weight") if "restore" in names else None
         )
+        if dense_weight is not None and dense_weight.shape != weight.shape:
+            what = f"its matrices are {tuple(dense_weight.shape)}, those of {folder} {tuple(weight.shape)}"
+            raise HoldfastError(what, str(dense), "give the dense model that was compressed")
         whole = [
             rank_one(
                 variant,

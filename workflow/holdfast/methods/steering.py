@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from holdfast.architectures import decoder_layers
 from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.edited_checkpoints import edited_copy
 from holdfast.errors import HoldfastError
@@ -23,11 +23,11 @@ from holdfast.methods.edit_choice import NOTHING_TO_GAIN, TRIES, Verifier
 from holdfast.model_folders import STEERING, refuse_steered, settings
 from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
-from holdfast.refusal.direction import Direction, load_direction
+from holdfast.records import Record, require
+from holdfast.refusal.direction import load_fitting
 from holdfast.refusal.interventions import added, random_unit
 from holdfast.refusal.score_check import search_score
 from holdfast.refusal.scores import RefusalScore, first_answer_token, kl_divergence
-from holdfast.skeletons import skeleton
 from holdfast.weight_statistics import weight_statistics
 
 
@@ -66,16 +66,14 @@ def steer_checkpoint(
         remedy = "give the matched method and its steer.json, or neither"
         raise HoldfastError("matched_to and --matched-to go together", "steer", remedy)
     refuse_steered(model_dir)
-    alpha = read_json(matched_to)["alpha"] if matched_to else recipe["alpha"]
-    found = load_direction(direction_dir)
-    refuse_misfit(found, model_dir, direction_dir)
+    alpha = matched_alpha(matched_to) if matched_to else recipe["alpha"]
+    found, own = load_fitting(direction_dir, model_dir), load_fitting(own_direction_dir, model_dir)
     vector = found.difference
     if recipe["steer"] == "random":
         vector = random_unit(vector, recipe["seed"]) * vector.norm()
     searched: dict[str, Any] = {"score": None, "reason": "", "validation": None, "trace": []}
     if alpha == "search":
         model, tokenizer, chosen = load_model(model_dir), load_tokenizer(model_dir), settings(model_dir)
-        own = load_direction(own_direction_dir)
         score, searched["score"] = search_score(own.about, found.about, tokenizer, chosen)
         refused, answered = ([r["text"] for r in read_records(path)] for path in (harmful, harmless))
         bounds = recipe["search"]
@@ -95,6 +93,8 @@ def steer_checkpoint(
             )
             alpha, found_out = choose_alpha(trace, bounds["max_kl"], verifier, vector, found.layer)
             searched |= found_out | {"trace": trace}
+    if not (alpha * vector).norm().isfinite():
+        raise HoldfastError(f"alpha {alpha} times the direction is infinite", "steer", "use a smaller alpha")
     about = {
         "direction": recipe["steer"],
         "layer": found.layer,
@@ -117,14 +117,15 @@ def steer_checkpoint(
     return about
 
 
-def refuse_misfit(found: Direction, model_dir: Path, direction_dir: Path) -> None:
-    """Raises HoldfastError when the model has no such layer or another width."""
-    model = skeleton(model_dir)
-    width, layers = model.get_input_embeddings().embedding_dim, len(decoder_layers(model))
-    if found.difference.shape != (width,) or found.layer >= layers:
-        asked = f"a direction of layer {found.layer}, {len(found.difference)} wide"
-        what = f"{asked}, does not fit a model of {layers} layers, {width} wide"
-        raise HoldfastError(what, str(direction_dir), "give the direction of its dense original")
+class _Steered(Record):
+    alpha: float = Field(ge=0)
+
+
+def matched_alpha(path: Path) -> float:
+    """The strength in another steered copy's ``steer.json``; HoldfastError when it holds none."""
+    target = read_json(path)
+    require(_Steered, target, str(path), "give the steer.json that holdfast steer wrote")
+    return float(target["alpha"])
 
 
 def strengths(

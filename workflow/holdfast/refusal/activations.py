@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -21,6 +22,7 @@ from holdfast.files import atomic_folder, read_json, write_json, write_jsonl
 from holdfast.prompts.sources import read_records
 from holdfast.prompts.templates import by_length, encode, forward_inputs, post_instruction_tokens, render
 from holdfast.provenance import Recorder
+from holdfast.records import Record, require
 from holdfast.safetensors_rows import RowsFile
 
 
@@ -127,7 +129,39 @@ def cache_activations(
         recorder.write(folder / "provenance.json", [model_dir, harmful, harmless])
 
 
+class _Positions(Record):
+    positions: list[int]
+    tokens: list[str]
+    layers: int
+
+
 def load_activations(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(``{"harmful", "harmless"}`` float32 [prompt, position, layer, d_model], positions) of a cache folder."""
+    """(``{"harmful", "harmless"}`` float32 [prompt, position, layer, d_model], positions) of a cache folder.
+
+    Raises:
+        HoldfastError: a file is missing, damaged, or of another shape.
+    """
+    remedy = "run holdfast activations again"
     positions = read_json(folder / "positions.json")
-    return load_file(folder / "activations.safetensors"), positions
+    require(_Positions, positions, str(folder / "positions.json"), remedy)
+    file = folder / "activations.safetensors"
+    found = read_tensors(file, ("harmful", "harmless"), remedy)
+    places = len(positions["positions"]), positions["layers"]
+    if {(x.dim(), *x.shape[1:3]) for x in found.values()} != {(4, *places)}:
+        raise HoldfastError("its tensors do not have the shapes of activations", str(file), remedy)
+    return found, positions
+
+
+def read_tensors(file: Path, names: Sequence[str], remedy: str) -> dict[str, Tensor]:
+    """The named tensors of a safetensors file, in this order; HoldfastError when it is damaged or lacks one."""
+    if not file.is_file():
+        raise HoldfastError("no such file", str(file), remedy)
+    try:
+        tensors = load_file(file)
+    except SafetensorError as error:
+        raise HoldfastError(f"damaged ({error})", str(file), remedy) from None
+    if missing := [name for name in names if name not in tensors]:
+        raise HoldfastError(f"holds no {missing[0]}", str(file), remedy)
+    if broken := [name for name in names if not torch.isfinite(tensors[name]).all()]:
+        raise HoldfastError(f"{broken[0]} holds NaN or infinity", str(file), remedy)
+    return {name: tensors[name] for name in names}

@@ -15,10 +15,11 @@ from scipy import stats
 from torch import Tensor
 
 from holdfast.errors import HoldfastError
-from holdfast.files import atomic_file, read_jsonl, write_json
+from holdfast.files import atomic_file, write_json
+from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
 from holdfast.refusal.activations import load_activations
-from holdfast.refusal.direction import Direction, load_direction
+from holdfast.refusal.direction import Direction, load_direction, refuse_other_places
 
 DRAWS = 2000  # of every null at the sources
 TABLE_DRAWS = 200  # at every position and layer
@@ -237,7 +238,7 @@ def kept_prompts(found: Direction, activations: dict[str, Tensor]) -> Kept:
     """The train prompts a direction is the difference of means over."""
     masks = []
     for kind in ("harmful", "harmless"):
-        rows = found.about.get("train_rows", {}).get(kind)
+        rows = (found.about.get("train_rows") or {}).get(kind)
         mask = torch.full((len(activations[kind]),), rows is None)
         mask[rows or []] = True
         masks.append(mask)
@@ -294,12 +295,19 @@ def compare(dense: Path, compressed: Path, out: Path, table: Path, seed: int) ->
     ours, theirs = load_direction(dense / "direction"), load_direction(compressed / "direction")
     for kind in ("harmful", "harmless"):
         asked = [
-            [r["text"] for r in read_jsonl(f / "activations" / f"{kind}.jsonl")] for f in (dense, compressed)
+            [r["text"] for r in read_records(f / "activations" / f"{kind}.jsonl")]
+            for f in (dense, compressed)
         ]
         if asked[0] != asked[1]:
             what = f"its {kind} prompts are not those of {dense}"
             raise HoldfastError(what, str(compressed / "activations"), "cache both on the same prompts")
+        if len(asked[0]) < 2:
+            what = f"one {kind} prompt, and an interval needs two or more"
+            raise HoldfastError(what, str(dense / "activations"), "cache more prompts")
     activations = [load_activations(folder / "activations")[0] for folder in (dense, compressed)]
+    for folder, found in ((dense, ours), (compressed, theirs)):
+        for of, cached in zip((dense, compressed), activations, strict=True):
+            refuse_other_places(found, folder / "direction", cached, of / "activations")
     places = {"dense": ours, "compressed": theirs}
     pair = [at(a, d.position, d.layer) for a, d in zip(activations, (ours, theirs), strict=True)]
     at_dense_source = at(activations[1], ours.position, ours.layer)

@@ -8,24 +8,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean as mean
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
-from safetensors.torch import load_file, save_file
+from pydantic import Field
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from holdfast.architectures import decoder_layers
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_file, atomic_folder, read_json, write_json
 from holdfast.prompts.sources import read_records
 from holdfast.prompts.templates import answer_opening
 from holdfast.provenance import Recorder
-from holdfast.refusal.activations import load_activations
+from holdfast.records import Record, require
+from holdfast.refusal.activations import load_activations, read_tensors
 from holdfast.refusal.candidate_scores import Candidate, Sweep
 from holdfast.refusal.score_check import check_scores, pick_score
 from holdfast.refusal.scores import RefusalScore
 from holdfast.refusal.selection import choose
 from holdfast.refusal.sweep import run_sweep
+from holdfast.skeletons import skeleton
 
 __all__ = [
     "Direction",
@@ -193,15 +197,57 @@ def save_direction(
         recorder.write(folder / "provenance.json", inputs)
 
 
+class _About(Record):
+    """What every ``direction.json`` holds; the score's keys are absent where no stage that needs one reads it."""
+
+    layer: int = Field(ge=0)
+    position: int = Field(lt=0)
+    usable: bool
+    score: Literal["first-token", "phrases"] | None = None
+    opening_tokens: list[list[int]] | None = None
+    ablation: Literal["plain", "affine"] | None = None
+    train_rows: dict[str, list[int] | None] | None = None
+
+
 def load_direction(folder: Path) -> Direction:
+    """What the direction stage wrote; HoldfastError when a file is missing, damaged, or of another shape."""
+    remedy = "run holdfast direction again"
     about = read_json(folder / "direction.json")
-    tensors = load_file(folder / "direction.safetensors")
-    return Direction(
-        tensors["direction"],
-        tensors["mean_difference"],
-        tensors["harmless_mean"],
-        about["layer"],
-        about["position"],
-        about["usable"],
-        about,
-    )
+    require(_About, about, str(folder / "direction.json"), remedy)
+    file = folder / "direction.safetensors"
+    tensors = read_tensors(file, ("direction", "mean_difference", "harmless_mean"), remedy)
+    unit, difference, harmless = tensors.values()
+    if not (unit.dim() == 1 and difference.shape == unit.shape == harmless.shape[1:]):
+        raise HoldfastError("its tensors do not have the shapes of a direction", str(file), remedy)
+    return Direction(unit, difference, harmless, about["layer"], about["position"], about["usable"], about)
+
+
+def refuse_misfit(found: Direction, folder: Path, layers: int, width: int) -> None:
+    """Raises HoldfastError when the direction read from ``folder`` is not of a model of these layers and width."""
+    if found.harmless.shape != (layers, width) or found.layer >= layers:
+        theirs = f"layer {found.layer} of {len(found.harmless)}, {len(found.unit)} wide"
+        what = f"a direction of {theirs}, does not fit a model of {layers} layers, {width} wide"
+        raise HoldfastError(what, str(folder), "give a direction of the same model or of its dense original")
+
+
+def load_fitting(folder: Path, model_dir: Path) -> Direction:
+    """:func:`load_direction`, and HoldfastError when it does not fit the checkpoint ``model_dir``."""
+    found = load_direction(folder)
+    model = skeleton(model_dir)
+    width = int(model.get_input_embeddings().weight.shape[1])
+    refuse_misfit(found, folder, len(decoder_layers(model)), width)
+    return found
+
+
+def refuse_other_places(found: Direction, folder: Path, cached: Mapping[str, Tensor], where: Path) -> None:
+    """Raises HoldfastError when the direction's place is not among those that activations were cached at."""
+    _, positions, layers, width = cached["harmful"].shape
+    refuse_misfit(found, folder, layers, width)
+    if found.position < -positions:
+        what = f"holds {positions} positions, and {folder} is of position {found.position}"
+        raise HoldfastError(what, str(where), "cache them with the same chat template")
+    if any(
+        rows and max(rows) >= len(cached[kind])
+        for kind, rows in (found.about.get("train_rows") or {}).items()
+    ):
+        raise HoldfastError(f"its train_rows are not of {where}", str(folder), "run holdfast direction again")

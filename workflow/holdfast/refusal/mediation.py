@@ -11,7 +11,7 @@ from holdfast.files import atomic_folder, write_jsonl
 from holdfast.prompts.sources import read_records
 from holdfast.prompts.templates import answer_opening
 from holdfast.provenance import Recorder
-from holdfast.refusal.direction import load_direction
+from holdfast.refusal.direction import load_fitting
 from holdfast.refusal.interventions import ablated, added, random_unit
 
 
@@ -45,14 +45,14 @@ def mediate(
         harmless,
         *([dense_direction_dir] if dense_direction_dir else []),
     ]
+    found = load_fitting(direction_dir, model_dir)
+    dense = load_fitting(dense_direction_dir, model_dir) if dense_direction_dir else None
     model, tokenizer, chosen = load_model(model_dir), load_tokenizer(model_dir), settings(model_dir)
-    found = load_direction(direction_dir)
     prompts = {
         "harmful": read_records(harmful)[: recipe["prompts"]],
         "harmless": read_records(harmless)[: recipe["prompts"]],
     }
     mean = found.harmless if recipe["ablation"] == "affine" else None
-    dense = load_direction(dense_direction_dir) if dense_direction_dir else None
     random = [random_unit(found.unit, recipe["seed"] + i) for i in range(recipe["random_seeds"])]
     norm = found.difference.norm()
     interventions: list[tuple[str, str, AbstractContextManager[None]]] = [

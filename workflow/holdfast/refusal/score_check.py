@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from holdfast.errors import HoldfastError
 from holdfast.evaluation.generation import complete
 from holdfast.evaluation.judges import substring_judge
 from holdfast.prompts.templates import answer_opening
@@ -108,7 +109,13 @@ def pick_score(kind: str, about: Mapping[str, Any]) -> str:
 def load_score(
     about: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any]
 ) -> RefusalScore:
-    """The score a direction was chosen by, for later stages to measure with; ``about`` is its ``direction.json``."""
+    """The score a direction was chosen by, for later stages to measure with; ``about`` is its ``direction.json``.
+
+    Raises HoldfastError when that names no score.
+    """
+    if about.get("score") is None or about.get("opening_tokens") is None:
+        what = "names no score or no opening_tokens"
+        raise HoldfastError(what, "direction.json", "run holdfast direction again")
     return RefusalScore(tokenizer, settings, about["opening_tokens"], about["score"])
 
 

@@ -21,7 +21,7 @@ from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
 from holdfast.refusal.activations import load_activations
 from holdfast.refusal.comparison import at, random_directions
-from holdfast.refusal.direction import Direction, load_direction
+from holdfast.refusal.direction import Direction, load_direction, load_fitting, refuse_other_places
 from holdfast.refusal.interventions import ablated
 from holdfast.refusal.passes import BlockInputs, next_token_logits, pack_size
 from holdfast.refusal.prompt_trees import Prompts, Rows
@@ -114,11 +114,18 @@ def transfer(
     """
     recorder = Recorder("transfer", dict(recipe))
     refused, answered = ([r["text"] for r in read_records(path)] for path in (harmful, harmless))
+    for path, texts in ((harmful, refused), (harmless, answered)):
+        if len(texts) < 2:
+            raise HoldfastError(
+                "one prompt, and an interval needs two or more", str(path), "give more prompts"
+            )
     folders = {"dense": dense, "compressed": compressed}
     directions = {name: load_direction(folder / "direction") for name, folder in folders.items()}
     if len({d.harmless.shape for d in directions.values()}) > 1:
         what = f"its direction is of a model of another shape than {dense}"
         raise HoldfastError(what, str(compressed / "direction"), "give two folders of one model")
+    for folder in folders.values():
+        load_fitting(folder / "direction", folder / "checkpoint")
     found: dict[str, Any] = {}
     # One model after the other: two need not fit into memory.
     for way, (giver, receiver) in WAYS.items():
@@ -141,6 +148,7 @@ def null_differences(other: Direction, activations: Path, draws: int, seed: int)
     """Random directions as long as the other model's mean difference, drawn with the receiving model's covariance at
     the place it comes from, float32 [d_model] each."""
     values, _ = load_activations(activations)
+    refuse_other_places(other, activations.parent / "direction", values, activations)
     drawn = random_directions(at(values, other.position, other.layer), draws, seed)
     return list((drawn / drawn.norm(dim=-1, keepdim=True) * other.difference.norm()).float())
 
