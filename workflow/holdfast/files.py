@@ -19,6 +19,7 @@ REMEDIES = {
     errno.EDQUOT: "raise the quota or free space there, and run it again",
     errno.EFBIG: "raise the limit on file sizes (ulimit -f), and run it again",
     errno.EROFS: "write elsewhere",
+    errno.ENOTDIR: "write elsewhere",
     errno.EACCES: "get permission to write there, or write elsewhere",
 }
 MARKER = ".holdfast"  # stands in every folder written here, so that no other is ever replaced
@@ -103,12 +104,16 @@ def remove_abandoned(path: Path) -> None:
 
 
 def apart(out: Path, *inputs: Path) -> None:
-    """Raises HoldfastError when ``out`` is one of the inputs, or holds one: writing it would destroy that."""
+    """Raises HoldfastError when ``out`` is one of the inputs, holds one (writing it would destroy that) or lies in one
+    (what is read would no longer be what was given).
+    """
     for given in inputs:
         if out.resolve() == given.resolve() or out.resolve() in given.resolve().parents:
             raise HoldfastError(
                 f"would replace its own input {given}", str(out), "give another output folder"
             )
+        if given.resolve() in out.resolve().parents:
+            raise HoldfastError(f"lies in its own input {given}", str(out), "give another output folder")
 
 
 def write_text(path: Path, text: str) -> None:

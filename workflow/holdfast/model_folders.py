@@ -17,6 +17,7 @@ import torch
 
 from holdfast.errors import HoldfastError
 from holdfast.files import read_json
+from holdfast.records import Record, require
 
 SETTINGS: dict[str, Any] = {"thinking": None, "system_prompt": None, "trust_remote_code": False}
 # What is added to the residual stream whenever the model runs, in a folder of its own: a loader that does not know
@@ -66,15 +67,22 @@ def config_dtype(folder: Path) -> torch.dtype:
     return DTYPES[name]
 
 
+class _Settings(Record):
+    thinking: bool | None = None
+    system_prompt: str | None = None
+    trust_remote_code: bool = False
+
+
 def settings(folder: Path) -> dict[str, Any]:
     """``holdfast.json``: thinking (bool or None, passed to the chat template where it is not None),
     system_prompt (str or None), trust_remote_code (bool); defaults where the file or a key is absent.
 
     Raises:
-        HoldfastError: an unknown key, or not JSON.
+        HoldfastError: an unknown key, another type of value, or not JSON.
     """
     path = folder / "holdfast.json"
     found = read_json(path) if path.is_file() else {}
+    require(_Settings, found, str(path), "write the keys as docs/formats.md has them")
     if unknown := sorted(set(found) - set(SETTINGS)):
         raise HoldfastError(f"unknown key {unknown[0]}", str(path), f"use {', '.join(SETTINGS)}")
     return SETTINGS | found

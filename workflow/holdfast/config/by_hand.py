@@ -7,6 +7,7 @@ from pydantic import Field, ValidationError
 
 from holdfast.config.compressions import Prune, Published, Quantize, compression_kind
 from holdfast.config.grid import Aird
+from holdfast.config.judges import JudgeName
 from holdfast.config.measures import (
     Attack,
     Data,
@@ -110,7 +111,7 @@ class JudgeRecipe(Versioned):
 
 class AgreementRecipe(Versioned):
     judges: list[str] = Field(default=[], description="names of substring lists")
-    judge_models: dict[str, str] = Field(default={}, description="kind of each model judge, by name")
+    judge_models: dict[JudgeName, str] = Field(default={}, description="kind of each model judge, by name")
 
 
 class JudgeByModelRecipe(Versioned):

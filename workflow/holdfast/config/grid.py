@@ -28,6 +28,7 @@ RESERVED_METHODS = {
     "direction",
     "comparison",
     "comparison.json",
+    "comparison.csv",
     "transfer.json",
     "mediation",
     "training-answers",

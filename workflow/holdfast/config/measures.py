@@ -196,11 +196,9 @@ class Attack(Section):
         suffix = info.data.get("suffix")
         if value is not None and "suffix" in info.data and suffix is None:
             raise BadValueError("it is the checksum of a suffix", "add suffix: file:PATH, or remove this key")
-        if value is None and suffix is not None:
-            found = sha256(Path(suffix.removeprefix("file:")))
-            raise BadValueError(
-                "a suffix needs its checksum", f"add sha256: {found}, if that is the text you mean"
-            )
+        if suffix is not None and (found := sha256(Path(suffix.removeprefix("file:")))) != value:
+            what = "a suffix needs its checksum" if value is None else f"{suffix} has another checksum"
+            raise BadValueError(what, f"add sha256: {found}, if that is the text you mean")
         return value
 
     @field_validator("top_p", "samples", "seed")

@@ -271,9 +271,14 @@ def generate(model_dir: Path, out: Path, prompts: Mapping[str, Path], recipe: Ma
 def with_suffix(prompts: Sequence[Mapping[str, Any]], suffix: Path | None) -> list[dict[str, Any]]:
     """Every prompt, one space and the file's text, as Zou et al. 2023 (arXiv 2307.15043) append theirs.
 
-    ``request`` keeps the prompt as it was.
+    ``request`` keeps the prompt as it was. Raises HoldfastError when the file holds no text.
     """
     if suffix is None:
         return [dict(p) for p in prompts]
-    text = suffix.read_text(encoding="utf-8").strip()
+    try:
+        text = suffix.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        raise HoldfastError("not UTF-8 text", str(suffix), "save it as UTF-8") from None
+    if not text:
+        raise HoldfastError("holds no text", str(suffix), "write the suffix there, or leave it out")
     return [{**p, "text": f"{p['text']} {text}", "request": p["text"]} for p in prompts]

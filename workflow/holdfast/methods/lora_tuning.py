@@ -21,6 +21,7 @@ from holdfast.methods.training_answers import conversations, training_answers
 from holdfast.model_folders import config_dtype, refuse_steered, settings
 from holdfast.prompts.overlap import EvaluatedText
 from holdfast.provenance import Recorder
+from holdfast.skeletons import skeleton
 from holdfast.weight_statistics import weight_statistics
 
 ALPHA = 2  # the adapter's scaling alpha / rank, whatever the rank
@@ -63,6 +64,10 @@ def tune(
         refusals, counts["refusals"] = training_answers(harmful, "refused", recipe["judge"], wanted)
         answers = refusals + answers
     tokenizer, chosen = load_tokenizer(model_dir), settings(model_dir)
+    embedding: Any = skeleton(model_dir).get_input_embeddings()
+    if beyond := [t for answer in answers for t in answer.tokens if t >= embedding.num_embeddings]:
+        what = f"token {beyond[0]} of an answer is not among the model's {embedding.num_embeddings}"
+        raise HoldfastError(what, f"{harmful} or {harmless}", "give answers of its dense original")
     data = conversations(tokenizer, answers, chosen)
     # Gradients of half precision overflow without loss scaling.
     half = config_dtype(model_dir) == torch.float16

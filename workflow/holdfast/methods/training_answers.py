@@ -9,12 +9,11 @@ from transformers import PreTrainedTokenizerBase
 
 from holdfast.errors import HoldfastError
 from holdfast.evaluation.judges import substring_judge, verdict
-from holdfast.files import read_jsonl
+from holdfast.evaluation.records import read_answers
 from holdfast.prompts.overlap import EvaluatedText
 from holdfast.prompts.templates import render
 
 Example = tuple[list[int], list[int]]
-FIELDS = {"id": str, "prompt_id": str, "prompt": str, "completion": str, "tokens": list, "finish_reason": str}
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,7 @@ def training_answers(
     Raises:
         HoldfastError: no such file, a record that ``holdfast generate`` did not write, or none is left.
     """
-    records = read_jsonl(path)
-    for number, record in enumerate(records, 1):
-        if not all(isinstance(record.get(field), kind) for field, kind in FIELDS.items()):
-            remedy = "give answers that holdfast generate wrote"
-            raise HoldfastError("not the record of an answer", f"{path}, record {number}", remedy)
+    records = read_answers(path, tokens=True)
     judging = substring_judge(judge)
     fitting = [r for r in records if verdict(r, judge, judging)["label"] == label]
     kept = [r for r in fitting if not evaluated.held_by(r["prompt"])]

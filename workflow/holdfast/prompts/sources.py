@@ -62,12 +62,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a .jsonl, .json, .csv, .txt (one prompt a line) or PyRIT .prompt/.yaml (``seeds``) file."""
     if path.suffix == ".jsonl":
         return read_jsonl(path)
-    if path.suffix == ".csv":
-        with path.open(encoding="utf-8", newline="") as stream:
-            return list(csv.DictReader(stream))
-    if path.suffix == ".txt":
-        return [{"text": line} for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     try:
+        if path.suffix == ".csv":
+            with path.open(encoding="utf-8", newline="") as stream:
+                return list(csv.DictReader(stream))
+        if path.suffix == ".txt":
+            return [{"text": line} for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         if path.suffix == ".json":
             content = json.loads(path.read_text(encoding="utf-8"))
         elif path.suffix in {".prompt", ".yaml", ".yml"}:
@@ -79,7 +79,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                 str(path),
                 "use .jsonl, .json, .csv, .txt or .prompt",
             )
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+    except (json.JSONDecodeError, yaml.YAMLError, csv.Error, UnicodeDecodeError) as error:
         raise HoldfastError(
             f"not readable ({str(error).splitlines()[0]})", str(path), "mend the file"
         ) from None
@@ -162,7 +162,11 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         raise HoldfastError("holds no prompt", str(path), 'write records with "id" and "text"')
     seen: set[str] = set()
     for number, record in enumerate(records, 1):
-        if not isinstance(record.get("text"), str) or not record["text"].strip() or "id" not in record:
+        if (
+            not isinstance(record.get("text"), str)
+            or not record["text"].strip()
+            or not isinstance(record.get("id"), str | int)
+        ):
             raise HoldfastError("record without id or text", f"{path}, record {number}", "give it both")
         if str(record["id"]) in seen:
             raise HoldfastError(f"id {record['id']} stands twice", str(path), "give every record its own id")

@@ -206,7 +206,7 @@ class _About(Record):
     score: Literal["first-token", "phrases"] | None = None
     opening_tokens: list[list[int]] | None = None
     ablation: Literal["plain", "affine"] | None = None
-    train_rows: dict[str, list[int] | None] | None = None
+    train_rows: dict[Literal["harmful", "harmless"], list[int] | None] | None = None
 
 
 def load_direction(folder: Path) -> Direction:
@@ -234,8 +234,8 @@ def load_fitting(folder: Path, model_dir: Path) -> Direction:
     """:func:`load_direction`, and HoldfastError when it does not fit the checkpoint ``model_dir``."""
     found = load_direction(folder)
     model = skeleton(model_dir)
-    width = int(model.get_input_embeddings().weight.shape[1])
-    refuse_misfit(found, folder, len(decoder_layers(model)), width)
+    embedding: Any = model.get_input_embeddings()
+    refuse_misfit(found, folder, len(decoder_layers(model)), embedding.embedding_dim)
     return found
 
 
@@ -246,8 +246,6 @@ def refuse_other_places(found: Direction, folder: Path, cached: Mapping[str, Ten
     if found.position < -positions:
         what = f"holds {positions} positions, and {folder} is of position {found.position}"
         raise HoldfastError(what, str(where), "cache them with the same chat template")
-    if any(
-        rows and max(rows) >= len(cached[kind])
-        for kind, rows in (found.about.get("train_rows") or {}).items()
-    ):
+    rows = found.about.get("train_rows") or {}
+    if any(kept and max(kept) >= len(cached[kind]) for kind, kept in rows.items()):
         raise HoldfastError(f"its train_rows are not of {where}", str(folder), "run holdfast direction again")

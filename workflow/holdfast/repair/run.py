@@ -64,6 +64,8 @@ def repair(wanted: Request, out: Path, say: Say) -> dict[str, Any]:
     recorder = Recorder("repair", {"quick": wanted.quick, "seed": wanted.seed})
     local = [s.partition(":")[2] for s in (wanted.compressed, wanted.dense) if s.startswith("path:")]
     refuse_foreign(out, *(Path(place).expanduser() for place in local))
+    for place in local:
+        settings(Path(place).expanduser())  # its mistakes are told here, where the folder has its own name
     given, sets = asked(wanted), prompt_sets(wanted)
     with work_folder(out, given) as (work, resumed):
         if resumed:

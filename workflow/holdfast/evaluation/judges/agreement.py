@@ -76,16 +76,22 @@ def read_labels(path: Path) -> tuple[str, list[Labelled]]:
     while text.startswith("#"):  # PyRIT's files open with comment lines
         text = text.partition("\n")[2]
     rows = csv.DictReader(io.StringIO(text, newline=""))
-    columns = set(rows.fieldnames or [])
+    try:
+        columns, answers = set(rows.fieldnames or []), list(rows)
+    except csv.Error as error:
+        raise HoldfastError(f"not readable ({error})", str(path), "mend the file") from None
     name = next((n for n, f in FORMATS.items() if {f.prompt, f.answer, f.label} <= columns), None)
     if name is None:
         known = " or ".join(f"{f.prompt}, {f.answer}, {f.label}" for f in FORMATS.values())
         raise HoldfastError("has not the columns of labelled answers", str(path), f"give one with {known}")
     form, found = FORMATS[name], []
-    for row in rows:
+    for number, row in enumerate(answers, 1):
+        where = f"{path}, row {number}"
         if row[form.label] not in form.meanings:
             what = f"unknown {form.label} {row[form.label]!r}"
-            raise HoldfastError(what, f"{path}:{rows.line_num}", f"labels here: {', '.join(form.meanings)}")
+            raise HoldfastError(what, where, f"labels here: {', '.join(form.meanings)}")
+        if row[form.prompt] is None or row[form.answer] is None:
+            raise HoldfastError("has fewer fields than the header", where, "mend the row")
         found.append(Labelled(row[form.prompt], row[form.answer], *form.meanings[row[form.label]]))
     if not found:
         raise HoldfastError("holds no labelled answer", str(path), "give the whole file")

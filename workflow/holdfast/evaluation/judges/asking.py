@@ -13,6 +13,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from holdfast.evaluation.generation import Transformers, generate_file
 from holdfast.evaluation.judges.models import ModelJudge, model_judge
 from holdfast.evaluation.judges.verdicts import verdict
+from holdfast.evaluation.records import read_answers
 from holdfast.files import read_jsonl, write_jsonl
 from holdfast.model_folders import SETTINGS
 from holdfast.provenance import Recorder, input_checksum
@@ -89,7 +90,7 @@ def judge_by_model(
 
     recorder = Recorder("judge-by-model", dict(recipe))
     judge = model_judge(recipe["judge"])
-    sets = {path.stem: read_jsonl(path) for path in generations}
+    sets = {path.stem: read_answers(path) for path in generations}
     model, tokenizer = load_model(model_dir), load_tokenizer(model_dir)
     kind, settings = Transformers, {**SETTINGS, "system_prompt": judge.system}
     if judge.system is None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from holdfast.errors import HoldfastError
 from holdfast.evaluation.judges.verdicts import Finding, verdict
-from holdfast.files import read_json, read_jsonl, write_jsonl
+from holdfast.evaluation.records import read_answers
+from holdfast.files import read_json, write_jsonl
 from holdfast.provenance import Recorder
 
 LISTS = Path(__file__).parents[2] / "data" / "judges"
@@ -75,6 +76,6 @@ def judge_files(generations: Sequence[Path], out: Path, recipe: Mapping[str, Any
     recorder = Recorder("judge", dict(recipe))
     judges = {name: substring_judge(name) for name in recipe["judges"]}
     for path in generations:
-        records = read_jsonl(path)
+        records = read_answers(path)
         write_jsonl(out / path.name, [verdict(r, n, j) for r in records for n, j in judges.items()])
     recorder.write(out / "provenance.json", generations)
