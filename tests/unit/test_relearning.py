@@ -292,7 +292,7 @@ def test_bad_answers_and_rates_are_told_in_one_line(made: dict[str, Path], tmp_p
     mistakes: list[tuple[dict[str, Any], dict[str, Path], str]] = [
         ({"rank": 0}, {}, "rank: 0 is out of range"),
         ({}, {"harmful-answers": tmp_path / "none.jsonl"}, "none.jsonl: no such file"),
-        ({}, {"harmful-answers": made["harmful_train"]}, "record 1: not the record of an answer"),
+        ({}, {"harmful-answers": made["harmful_train"]}, "record 1: has no prompt_id"),
         ({}, {"harmful-answers": made["harmless"]}, "refused none of the 32 prompts"),
         ({"learning_rate": 1e30}, {}, "the loss is not finite after"),
     ]
