@@ -70,7 +70,13 @@ def test_three_way_label_and_files(tmp_path: Path) -> None:
     write_jsonl(
         generations,
         [
-            {"id": f"p{i}", "prompt_id": f"p{i}", "prompt": "How?", "completion": t, "finish_reason": "length"}
+            {
+                "id": f"p{i}",
+                "prompt_id": f"p{i}",
+                "prompt": "How?",
+                "completion": t,
+                "finish_reason": "length",
+            }
             for i, t in enumerate(texts)
         ],
     )
