@@ -133,6 +133,20 @@ def test_collect_pairs_edits_with_as_is_and_with_their_control(results: Path) ->
     assert row(frame, "wanda-50", "random-edit", "refusal_lost").value == pytest.approx(0.05)
 
 
+def test_the_share_of_lost_refusal_that_is_recovered(results: Path) -> None:
+    """20 prompts refused by the dense model, 8 as-is, 18 with the edit and 7 with its control."""
+    frame = collect(results, CELLS, JUDGES)
+    edit, control = (row(frame, "wanda-50", k, "refusal_recovered") for k in ("aird", "random-edit"))
+    assert (edit.value, edit.n) == (pytest.approx(10 / 12), 20)
+    assert 0.4 < edit.low < edit.value < edit.high == 1
+    assert control.value == pytest.approx(-1 / 12)
+    few = row(frame, "rtn-4", "aird", "refusal_recovered")  # 3 lost
+    assert math.isnan(few.value)
+    write_cell(results / MODEL / "dense/as-is", refused=8, over=1)
+    none = row(collect(results, CELLS, JUDGES), "wanda-50", "aird", "refusal_recovered")
+    assert math.isnan(none.value)
+
+
 def test_collect_puts_the_mechanism_on_the_as_is_rows(results: Path) -> None:
     frame = collect(results, CELLS, JUDGES)
     expected = {

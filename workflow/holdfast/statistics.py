@@ -51,6 +51,32 @@ def bootstrap_mean(values: Sequence[float], seed: int, resamples: int = 2000) ->
     return Rate(float(sample.mean()), len(sample), float(interval.low), float(interval.high))
 
 
+def recovered_share(
+    dense: Sequence[bool], before: Sequence[bool], after: Sequence[bool], seed: int, resamples: int = 2000
+) -> Rate:
+    """Share of a loss that was made good, (after − before) / (dense − before), with its 95 % percentile bootstrap
+    interval over prompts (Efron 1979, Ann. Statist. 7:1), the same ones drawn for all three.
+
+    Draws in which nothing was lost have no such share and are left out.
+
+    Args:
+        dense, before, after: [n] the same prompts' outcomes.
+
+    Raises:
+        ValueError: other lengths, or nothing was lost.
+    """
+    sample = np.array([dense, before, after], dtype=np.float64)
+    if not sample[0].sum() > sample[1].sum():
+        raise ValueError("recovered_share needs a loss")
+    n = sample.shape[1]
+    drawn = np.random.default_rng(seed).integers(n, size=(resamples, n))
+    sums = sample[:, drawn].sum(-1)
+    sums = sums[:, sums[0] > sums[1]]
+    low, high = np.quantile((sums[2] - sums[1]) / (sums[0] - sums[1]), (0.025, 0.975))
+    found = sample.sum(-1)
+    return Rate(float((found[2] - found[1]) / (found[0] - found[1])), n, float(low), float(high))
+
+
 def mcnemar_exact(b: int, c: int) -> float:
     """Two-sided exact p of McNemar's test (1947, Psychometrika 12:153) on paired yes/no outcomes.
 
