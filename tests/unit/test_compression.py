@@ -118,6 +118,10 @@ def test_statistics_of_an_edited_copy_read_only_what_changed(
     about = weight_statistics(tmp_path / "copy", source=tmp_path / "several")
     assert len(read) == 1 < len(list(source.glob("*.safetensors")))
     monkeypatch.undo()
+    (changed,) = read
+    added = about.pop("added_bytes")
+    assert added >= (tmp_path / "copy" / changed).stat().st_size
+    assert added < about["bytes"]
     assert about == weight_statistics(tmp_path / "copy")
     assert about["modules"][name.removesuffix(".weight")]["density"] < 1
 
