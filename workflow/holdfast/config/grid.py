@@ -14,6 +14,7 @@ from holdfast.config.values import (
     Layer,
     LayerList,
     Section,
+    Strength,
     Variant,
     distinct,
     either,
@@ -95,10 +96,9 @@ class Aird(Section):
         Layer | LayerList | Literal["source", "search"],
         either("search, source (the direction's own), a layer number or a list of them"),
     ] = Field(default="search", description="layer(s) to edit; search chooses on the validation prompts")
-    alpha: (
-        Annotated[Annotated[float, Field(ge=0)] | Literal["search"], either("search or a number, 0 or more")]
-        | None
-    ) = Field(default=None, description="strength of the edit, a number or search (the default)")
+    alpha: Strength = Field(
+        default=None, description="strength of the edit, a number or search (the default)"
+    )
     keep_sparsity: bool = Field(
         default=False, description="change only weights that are not zero, so that a pruned model stays so"
     )

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from holdfast.config.sources import BadValueError
-from holdfast.config.values import Positive, Section, either
+from holdfast.config.values import Positive, Section, Strength
 
 
 class SystemPrompt(Section):
@@ -37,10 +37,7 @@ class Steer(Section):
     matched_to: str | None = Field(
         default=None, description="the method whose finished steering gives a random one its alpha"
     )
-    alpha: (
-        Annotated[Annotated[float, Field(ge=0)] | Literal["search"], either("search or a number, 0 or more")]
-        | None
-    ) = Field(
+    alpha: Strength = Field(
         default=None,
         description="how many times the mean difference is added, a number or search (the default)",
     )

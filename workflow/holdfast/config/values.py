@@ -61,3 +61,8 @@ LayerList = Annotated[list[Layer], Field(min_length=1), AfterValidator(distinct)
 Layers = Annotated[Literal["all"] | LayerList, either("all or a list of layer numbers, counted from 0")]
 Variant = Literal["amplify", "restore", "realign", "centred", "null-space"]
 WITHOUT_STRENGTH = ("restore", "realign")  # variants that have no α
+# How strong an edit or a steering is; None where nothing is said, which means search if the method has a strength.
+Strength = (
+    Annotated[Annotated[float, Field(ge=0)] | Literal["search"], either("search or a number, 0 or more")]
+    | None
+)

@@ -8,15 +8,15 @@ from holdfast.architectures import decoder_layers, module_name, writer
 from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.config.values import Layer, Variant
 from holdfast.edited_checkpoints import edited_copy
-from holdfast.errors import HoldfastError
-from holdfast.files import atomic_folder, read_json, write_json
+from holdfast.files import atomic_folder, write_json
 from holdfast.methods.edit_candidates import Candidate, candidates, original
 from holdfast.methods.edit_choice import Verifier, choose_edit
 from holdfast.methods.edit_search import EditSearch, Ranking
+from holdfast.methods.matched import matched_record
 from holdfast.model_folders import refuse_steered, settings
 from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
-from holdfast.records import Record, require
+from holdfast.records import Record
 from holdfast.refusal.direction import load_fitting
 from holdfast.refusal.interventions import random_unit
 from holdfast.refusal.score_check import search_score
@@ -47,14 +47,9 @@ def edit_checkpoint(
     Searching uses validation prompts only, with the score of ``score_check.search_score``; without one: no edit.
     """
     recorder = Recorder("edit", dict(recipe))
-    if bool(recipe.get("matched_to")) != bool(matched_to):
-        raise HoldfastError(
-            "matched_to and --matched-to go together",
-            "edit",
-            "give the matched method and its edit.json, or neither",
-        )
+    target = matched_record("edit", recipe, matched_to, _Edited)
     refuse_steered(model_dir)
-    plan = {**recipe, **matched_plan(matched_to)} if matched_to else dict(recipe)
+    plan = {**recipe, **matched_plan(target)} if target else dict(recipe)
     found, own = load_fitting(direction_dir, model_dir), load_fitting(own_direction_dir, model_dir)
     model, tokenizer, chosen = load_model(model_dir), load_tokenizer(model_dir), settings(model_dir)
     random = recipe.get("direction") == "random"
@@ -144,10 +139,8 @@ class _Edited(Record):
     requantize: bool
 
 
-def matched_plan(path: Path) -> dict[str, Any]:
-    """What a control shares with the edit it is matched to; HoldfastError when that is no ``edit.json``."""
-    target = read_json(path)
-    require(_Edited, target, str(path), "give the edit.json that holdfast edit wrote")
+def matched_plan(target: Mapping[str, Any]) -> dict[str, Any]:
+    """What a control shares with the edit it is matched to, from that one's ``edit.json``."""
     return {
         "variant": target["variant"],
         "matrices": target["matrices"],

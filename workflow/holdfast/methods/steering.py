@@ -18,12 +18,13 @@ from transformers import PreTrainedModel
 from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.edited_checkpoints import edited_copy
 from holdfast.errors import HoldfastError
-from holdfast.files import atomic_folder, read_json, write_json
+from holdfast.files import atomic_folder, write_json
 from holdfast.methods.edit_choice import NOTHING_TO_GAIN, TRIES, Verifier
+from holdfast.methods.matched import matched_record
 from holdfast.model_folders import STEERING, refuse_steered, settings
 from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
-from holdfast.records import Record, require
+from holdfast.records import Record
 from holdfast.refusal.direction import load_fitting
 from holdfast.refusal.interventions import added, random_unit
 from holdfast.refusal.score_check import search_score
@@ -62,11 +63,9 @@ def steer_checkpoint(
             without its file.
     """
     recorder = Recorder("steer", dict(recipe))
-    if bool(recipe.get("matched_to")) != bool(matched_to):
-        remedy = "give the matched method and its steer.json, or neither"
-        raise HoldfastError("matched_to and --matched-to go together", "steer", remedy)
+    target = matched_record("steer", recipe, matched_to, _Steered)
     refuse_steered(model_dir)
-    alpha = matched_alpha(matched_to) if matched_to else recipe["alpha"]
+    alpha = float(target["alpha"]) if target else recipe["alpha"]
     found, own = load_fitting(direction_dir, model_dir), load_fitting(own_direction_dir, model_dir)
     vector = found.difference
     if recipe["steer"] == "random":
@@ -119,13 +118,6 @@ def steer_checkpoint(
 
 class _Steered(Record):
     alpha: float = Field(ge=0)
-
-
-def matched_alpha(path: Path) -> float:
-    """The strength in another steered copy's ``steer.json``; HoldfastError when it holds none."""
-    target = read_json(path)
-    require(_Steered, target, str(path), "give the steer.json that holdfast steer wrote")
-    return float(target["alpha"])
 
 
 def strengths(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from holdfast.report.measures.reading import AS_IS, DENSE
+from holdfast.config.cells import AS_IS, DENSE
 from holdfast.report.numbers import Numbers
 from holdfast.report.repairs import Repair, repairs
 from holdfast.statistics import Rate

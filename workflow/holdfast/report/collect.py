@@ -10,9 +10,10 @@ from typing import Any
 
 import pandas as pd
 
+from holdfast.config.cells import AS_IS, DENSE
 from holdfast.errors import HoldfastError
 from holdfast.report.measures import ability, answers, attacks, mechanism, methods, transfer
-from holdfast.report.measures.reading import AS_IS, DENSE, json_object
+from holdfast.report.measures.reading import json_object
 
 Cell = tuple[str, str, str]
 COLUMNS = ["model", "compression", "method", "measure", "value", "n", "low", "high"]

@@ -15,8 +15,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from holdfast.config.cells import AS_IS
 from holdfast.files import write_text
-from holdfast.report.measures.reading import AS_IS
 from holdfast.report.numbers import Numbers
 from holdfast.statistics import Rate
 

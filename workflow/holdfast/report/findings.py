@@ -5,8 +5,8 @@ Every sentence is computed from the tidy table; the rules that decide are stated
 
 import math
 
+from holdfast.config.cells import AS_IS, DENSE
 from holdfast.report.claims import ablation, addition
-from holdfast.report.measures.reading import AS_IS, DENSE
 from holdfast.report.numbers import Numbers
 from holdfast.report.repairs import SIGNIFICANT, Repair, beside_as_is, repairs
 from holdfast.report.transfers import transfers

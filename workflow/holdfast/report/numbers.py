@@ -4,7 +4,8 @@ import math
 
 import pandas as pd
 
-from holdfast.report.measures.reading import AS_IS, DENSE, NOTHING
+from holdfast.config.cells import AS_IS, DENSE
+from holdfast.report.measures.reading import NOTHING
 from holdfast.statistics import Rate
 
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from holdfast.report.measures.reading import AS_IS
+from holdfast.config.cells import AS_IS
 from holdfast.report.measures.transfer import SCORES, WAYS
 from holdfast.report.numbers import Numbers
 from holdfast.report.repairs import SIGNIFICANT

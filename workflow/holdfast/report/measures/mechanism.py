@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from holdfast.config.cells import DENSE
 from holdfast.files import read_jsonl
-from holdfast.report.measures.reading import DENSE, band, check, clustered, json_object, point, weights
+from holdfast.report.measures.reading import band, check, clustered, json_object, point, weights
 from holdfast.statistics import Rate
 
 MEASURES = {

@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from holdfast.config.cells import AS_IS, DENSE
 from holdfast.errors import HoldfastError
 from holdfast.evaluation.judges import attack_success
 from holdfast.report.measures import searches
 from holdfast.report.measures.reading import (
-    AS_IS,
-    DENSE,
     NOTHING,
     Verdicts,
     json_object,

@@ -10,7 +10,6 @@ from holdfast.evaluation.judges import substring_lists
 from holdfast.files import read_json, read_jsonl
 from holdfast.statistics import Rate, wilson
 
-AS_IS, DENSE = "as-is", "dense"
 NOTHING = Rate(math.nan, 0, math.nan, math.nan)
 Verdicts = dict[str, dict[str, Any]]
 

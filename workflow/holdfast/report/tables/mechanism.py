@@ -1,7 +1,7 @@
 """Where refusal lives in each compressed model, and how far it has turned."""
 
+from holdfast.config.cells import AS_IS, DENSE
 from holdfast.report.findings import mechanism_findings
-from holdfast.report.measures.reading import AS_IS, DENSE
 from holdfast.report.numbers import Numbers
 from holdfast.report.rendering import MISSING, Table
 from holdfast.report.wording import number, percent, usual_n, whole

@@ -2,8 +2,8 @@
 
 import math
 
+from holdfast.config.cells import AS_IS, DENSE
 from holdfast.report.findings import method_findings
-from holdfast.report.measures.reading import AS_IS, DENSE
 from holdfast.report.numbers import Numbers
 from holdfast.report.rendering import MISSING, Table
 from holdfast.report.repairs import beside_as_is

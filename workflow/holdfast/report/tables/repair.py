@@ -1,7 +1,7 @@
 """Every edit beside the unedited model and the same edit along a random direction."""
 
+from holdfast.config.cells import AS_IS
 from holdfast.report.findings import repair_findings
-from holdfast.report.measures.reading import AS_IS
 from holdfast.report.numbers import Numbers
 from holdfast.report.rendering import MISSING, Table
 from holdfast.report.repairs import repairs

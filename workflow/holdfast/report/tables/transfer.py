@@ -1,7 +1,7 @@
 """One model's direction inside the other, beside its own and random ones."""
 
+from holdfast.config.cells import AS_IS, DENSE
 from holdfast.report.findings import transfer_findings
-from holdfast.report.measures.reading import AS_IS, DENSE
 from holdfast.report.measures.transfer import SCORES, WAYS
 from holdfast.report.numbers import Numbers
 from holdfast.report.rendering import Table
