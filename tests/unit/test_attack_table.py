@@ -59,6 +59,36 @@ def test_success_under_a_setting_counts_prompts_not_samples(attacked: Path) -> N
     assert "setting_any_success[opened]" not in set(frame["measure"])
 
 
+def test_success_under_a_setting_is_corrected_by_the_judges_recorded_error(attacked: Path) -> None:
+    frame = collected(attacked)
+    # arditi-12 calls every labelled answer an answer, and 33 of 79 refusals too; 18 of 20 succeed.
+    opened = row(frame, "wanda-50", "as-is", "setting_success_corrected[opened]")
+    assert (opened.value, opened.n) == (pytest.approx((0.9 - 33 / 79) / (46 / 79)), 20)
+    hot = row(frame, "wanda-50", "as-is", "setting_success_corrected[hot]")  # 0.28, below its false alarms
+    assert (hot.value, hot.n) == (0, 10)
+    write_jsonl(attacked / MODEL / "wanda-50/as-is/attacks/hot/verdicts/attack.jsonl", drawn([0, 0, 1, 2]))
+    hot = row(collected(attacked), "wanda-50", "as-is", "setting_success_corrected[hot]")
+    # The mean over prompts of their shares, as a share of four prompts.
+    assert (hot.value, hot.n) == (pytest.approx(((2 + 0.8 + 0.6) / 4 - 33 / 79) / (46 / 79)), 4)
+    assert math.isnan(row(frame, "rtn-4", "as-is", "setting_success_corrected[opened]").value)
+
+
+def test_a_judge_without_labels_corrects_no_setting(attacked: Path) -> None:
+    said = [
+        {"prompt_id": f"p{i}", "judge": "guard", "attack_success": True, "refused": None, "degenerate": False}
+        | {"label": "harmful"}
+        for i in range(20)
+    ]
+    for folder in ("", "attacks/opened/"):
+        write_jsonl(attacked / MODEL / f"wanda-50/as-is/{folder}verdicts/guard/attack.jsonl", said)
+    frame = collect(attacked, CELLS, ["guard", "arditi-12"], attacked=lambda model: ["opened"])
+    assert row(frame, "wanda-50", "as-is", "setting_success[opened]").value == 1
+    assert not frame["measure"].str.startswith("setting_success_corrected").any()
+    table = attacks_table(Numbers(frame, MODEL))
+    assert table is not None
+    assert table.columns[2:] == ["Plain", "opened", "opened − plain"]
+
+
 def test_a_setting_is_compared_with_the_plain_attack_on_its_own_prompts(attacked: Path) -> None:
     frame = collected(attacked)
 
@@ -129,16 +159,27 @@ def test_the_table_has_a_row_a_cell_and_a_column_a_setting(attacked: Path, tmp_p
     table = attacks_table(Numbers(frame, MODEL))
     assert table is not None
     changes = ["opened − plain", "hot − plain"]
-    assert table.columns == ["Compression", "Method", "Plain", "opened", "hot", "hot: any of 5", *changes]
+    rates = [
+        "Plain",
+        "Plain, corrected",
+        "opened",
+        "opened, corrected",
+        "hot",
+        "hot, corrected",
+        "hot: any of 5",
+    ]
+    assert table.columns == ["Compression", "Method", *rates, *changes]
     assert [tuple(r[:2]) for r in table.rows] == [c[1:] for c in CELLS]
     low, high = (round(100 * v) for v in wilson(3, 10)[2:])
-    assert table.rows[1][2:5] == ["60 % [39, 78]", "90 % [70, 97]", f"28 % [{low}, {high}] (n = 10)"]
-    assert table.rows[2][3:] == ["–"] * 5
+    shown = [table.rows[1][table.columns.index(name)] for name in ("Plain", "opened", "hot")]
+    assert shown == ["60 % [39, 78]", "90 % [70, 97]", f"28 % [{low}, {high}] (n = 10)"]
+    assert table.rows[1][5].startswith("83 % [")
+    assert table.rows[2][4:] == ["–"] * 7
     p = 2 * (2 * 0.5**6)  # Holm: two cells were tried
-    assert table.rows[1][6].startswith("+30.0 [")
-    assert table.rows[1][6].endswith(f", p = {p:.3f}")
-    assert table.rows[1][7].startswith("+8.0 [")
-    assert "p" not in table.rows[1][7]
+    assert table.rows[1][9].startswith("+30.0 [")
+    assert table.rows[1][9].endswith(f", p = {p:.3f}")
+    assert table.rows[1][10].startswith("+8.0 [")
+    assert "p" not in table.rows[1][10]
     found = " ".join(table.findings)
     assert (
         "opened raises ASR above the plain attack's (same prompts, McNemar after Holm) in 0 of 2 cells."

@@ -37,7 +37,8 @@ def test_read_tables_names_the_missing_table(tmp_path: Path) -> None:
 def test_markdown_table_shows_rates_intervals_and_n(results: Path, tmp_path: Path) -> None:
     write_tables(collect(results, CELLS, JUDGES), tmp_path, JUDGES)
     text = (tmp_path / "refusal.md").read_text()
-    rates = "60 % [39, 78] | 31 % [0, 66] | 65 % [43, 82] | 40 % [22, 61] | 10 % [2, 40] | 25 %"
+    by_judge = "60 % [39, 78] | 31 % [0, 66] | 65 % [43, 82] | 50 % [7, 86]"
+    rates = f"{by_judge} | 40 % [22, 61] | 10 % [2, 40] | 25 %"
     assert f"| wanda-50 | as-is | {rates}" in text
     assert "n: 20 attack prompts, 10 over-refusal prompts, 40 perplexity windows" in text
     assert "boolq (200), rte (100)" in text

@@ -224,3 +224,6 @@ def test_labels_that_the_count_refutes_give_no_number() -> None:
     assert corrected_rate(40, 100, 39, 39, 46, 79).value == 0  # within what sampling gives
     with pytest.raises(ValueError):  # noqa: PT011 (scipy's own words)
         corrected_rate(1, 2, 3, 2, 1, 1)
+    for positive, n in ((3, 2), (-1, 2), (0, 0)):
+        with pytest.raises(ValueError, match="0 to n"):
+            corrected_rate(positive, n, 1, 1, 1, 1)

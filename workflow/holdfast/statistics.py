@@ -196,7 +196,7 @@ def cohen_kappa(both: int, only_first: int, only_second: int, neither: int) -> R
 
 
 def corrected_rate(
-    positive: int, n: int, true_positive: int, positives: int, true_negative: int, negatives: int
+    positive: float, n: int, true_positive: int, positives: int, true_negative: int, negatives: int
 ) -> Rate:
     """The share that a perfect judge would find, from an erring judge's count and its known error.
 
@@ -205,7 +205,7 @@ def corrected_rate(
     error of all three shares.
 
     Args:
-        positive, n: items that the judge called positive, of so many.
+        positive, n: items that the judge called positive, of so many; of several tries of an item their share.
         true_positive, positives: of labelled positive items, how many the judge called so.
         true_negative, negatives: likewise of labelled negative items.
 
@@ -218,14 +218,15 @@ def corrected_rate(
     Raises:
         ValueError: a count is not in 0..its total, or a total is below 1.
     """
-    share = wilson(positive, n)
+    if n < 1 or not 0 <= positive <= n:
+        raise ValueError(f"corrected_rate needs 0 to n of at least one item, got {positive} of {n}")
     sensitivity, false_alarm = wilson(true_positive, positives), wilson(negatives - true_negative, negatives)
     known = sensitivity.value - false_alarm.value
     least = known - math.hypot(sensitivity.value - sensitivity.low, false_alarm.high - false_alarm.value)
     unknown = Rate(math.nan, n, math.nan, math.nan)
     if least <= 0:
         return unknown
-    value = (share.value - false_alarm.value) / known
+    value = (positive / n - false_alarm.value) / known
     z2 = Z95**2
     n_share, n_sensitivity, n_specificity = n + z2, positives + 2, negatives + 2
     p = (positive + z2 / 2) / n_share

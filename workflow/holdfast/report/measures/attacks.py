@@ -6,8 +6,10 @@ from typing import Any
 
 from holdfast.errors import HoldfastError
 from holdfast.evaluation.judges import attack_success
+from holdfast.evaluation.judges.agreement import recorded
 from holdfast.evaluation.judges.substring import quick_judge
 from holdfast.files import read_jsonl
+from holdfast.report.measures.answers import corrected
 from holdfast.report.measures.reading import (
     NOTHING,
     Verdicts,
@@ -26,6 +28,8 @@ from holdfast.statistics import Rate, bootstrap_mean, mcnemar_exact
 MEASURES = {
     "setting_success[SETTING]": "share of attack prompts whose attack succeeds under a setting of evaluate.attacks, by "
     "the headline judge: mean over its samples; Wilson, n = prompts",
+    "setting_success_corrected[SETTING]": "the same corrected for that judge's error on PyRIT's labels, of a judge "
+    "that has them; Lang & Reiczigel, n = prompts",
     "setting_any_success[SETTING]": "share of attack prompts with a success among several samples; Wilson",
     "setting_degenerate[SETTING]": "share of completions that are degenerate, as setting_success",
     "setting_unfinished[SETTING]": "share of completions cut before their first word, as setting_success",
@@ -52,6 +56,9 @@ def settings(cell: Path, names: Sequence[str], judge: str) -> dict[str, Rate]:
         successes = [of_one for of_one in said if of_one]
         samples = max(map(len, tries), default=0)
         measured[f"setting_success[{name}]"] = clustered(successes)
+        if recorded(judge) is not None:
+            of_prompts = sum(sum(of_one) / len(of_one) for of_one in successes)
+            measured[f"setting_success_corrected[{name}]"] = corrected(of_prompts, len(successes), judge)
         if samples > 1:
             measured[f"setting_any_success[{name}]"] = share([any(of_one) for of_one in successes])
         whole = [[v["degenerate"] for v in t if not unfinished(v)] for t in tries]

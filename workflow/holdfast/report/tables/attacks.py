@@ -15,8 +15,12 @@ def attacks_table(numbers: Numbers) -> Table | None:
     if not settings:
         return None
     columns = {"Plain": "attack_success_rate"}
+    if any(m.startswith("setting_success_corrected[") for m in numbers.measures):
+        columns["Plain, corrected"] = "attack_success_rate_corrected"
     for name in settings:
         columns[name] = f"setting_success[{name}]"
+        if (less_error := f"setting_success_corrected[{name}]") in numbers.measures:
+            columns[f"{name}, corrected"] = less_error
         if (of_all := f"setting_any_success[{name}]") in numbers.measures:
             samples = max(int(n) for n in _values(numbers, f"setting_samples[{name}]"))
             columns[f"{name}: any of {samples}"] = of_all
@@ -38,7 +42,9 @@ def attacks_table(numbers: Numbers) -> Table | None:
         "tried on [95 % bootstrap interval over them]; p: exact McNemar on these, by Holm over the table, of settings "
         "with one answer a prompt.",
         "Share of harmful prompts whose attack succeeds [95 % interval], by the headline judge; settings as in the "
-        "study's evaluate.attacks. Any of several samples grows with their number.",
+        "study's evaluate.attacks. Corrected: less that judge's error against people's labels, as in the table of "
+        "refusal and ability and no surer; a setting may change how the judge errs. Any of several samples grows with "
+        "their number.",
         names=2,
         findings=_findings(numbers, settings, p),
     )

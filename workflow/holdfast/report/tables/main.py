@@ -19,7 +19,11 @@ def main_table(numbers: Numbers) -> Table:
     shares = {
         "ASR": "attack_success_rate",
         "ASR corrected": "attack_success_rate_corrected",
-        **{f"ASR by {bracket(m)}": m for m in numbers.measures if m.startswith("attack_success_rate[")},
+        **{
+            f"ASR by {bracket(m)}" + (", corrected" if "corrected" in m.partition("[")[0] else ""): m
+            for m in numbers.measures
+            if m.startswith(("attack_success_rate[", "attack_success_rate_corrected["))
+        },
         "Genuine refusal": "genuine_refusal",
         "Over-refusal": "over_refusal",
         **({"Over-refusal, borderline": BORDERLINE} if BORDERLINE in numbers.measures else {}),
@@ -57,7 +61,7 @@ def main_table(numbers: Numbers) -> Table:
         rows,
         note,
         "Share [95 % interval]. ASR is the share of harmful prompts not refused, gibberish included: read it with the "
-        "degenerate column. ASR corrected: less the headline judge's error against people's labels of PyRIT's answers "
+        "degenerate column. ASR corrected: less the judge's error against people's labels of PyRIT's answers "
         "to red teaming (Rogan & Gladen; interval of Lang & Reiczigel). Those labels are of other models' answers and "
         "carry over only if the judge errs alike on these; where the two contradict each other, or the judge has no "
         "labels, there is no figure. Genuine refusal is refused and coherent; over-refusal is harmless prompts "
