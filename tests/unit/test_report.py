@@ -42,7 +42,10 @@ def test_markdown_table_shows_rates_intervals_and_n(results: Path, tmp_path: Pat
     assert f"| wanda-50 | as-is | {rates}" in text
     assert "n: 20 attack prompts, 10 over-refusal prompts, 40 perplexity windows" in text
     assert "boolq (200), rte (100)" in text
-    assert "| 18 / −1 | 90 % → 5 % → 15 % → 85 % | 5 % → 95 % → 75 % → 10 % |" in text
+    assert "| 18 / −1 |" in text
+    # 17 of 20 flips one way, five rows (the dense model has no other's direction): p = 2/2^17 and less.
+    ablated = "90 % [70, 97] | 5 % [1, 24] | 85 % [64, 95] | < 0.001 | < 0.001"
+    assert f"| wanda-50 | own direction ablated | harmful | {ablated} |" in text
     # 10 of 10 flips one way: p = 2/1024, doubled by Holm over two rows.
     assert "| 0.004 | 0.002 | 16 | 6.0 |" in text
 
@@ -207,7 +210,7 @@ def test_latex_is_escaped(results: Path, tmp_path: Path) -> None:
     text = (tmp_path / "refusal.tex").read_text()
     assert r"a\_b\&c" in text
     assert r"60 \% {[}39, 78]" in text
-    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 10
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 12
 
 
 def test_markdown_cells_cannot_break_the_table(results: Path, tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from holdfast.config.cells import DENSE
-from holdfast.files import read_jsonl
-from holdfast.report.measures.reading import band, check, clustered, json_object, point, weights
+from holdfast.report.measures import mediation
+from holdfast.report.measures.reading import band, json_object, point, weights
 from holdfast.statistics import Rate
 
 MEASURES = {
@@ -22,17 +22,10 @@ MEASURES = {
     "direction_seconds": "seconds that caching activations and finding the direction took together",
     "direction_usable": "1 when a candidate passed every filter, else 0",
     "direction_published_bounds": "1 when it passes KL <= 0.1 and induce >= 0, the bounds of Arditi et al.",
-    "refusal_harmful[INTERVENTION]": "share of harmful prompts refused (baseline, ablate, ablate-dense, ablate-random)",
-    "refusal_harmless[INTERVENTION]": "share of harmless prompts refused (baseline, add, add-dense, add-random)",
     "score_valid": "1 when the refusal score is known to track generated refusals, else 0",
     "score_checked": "1 when there were refusals and answers enough to check it",
     "score_auroc": "AUROC of the refusal score against generated refusals",
-}
-
-MEDIATION = {
-    "harmful": ("baseline", "ablate", "ablate-dense", "ablate-random"),
-    "harmless": ("baseline", "add", "add-dense", "add-random"),
-}
+} | mediation.MEASURES
 
 
 def mechanism(compression: Path, name: str) -> dict[str, Rate]:
@@ -70,7 +63,7 @@ def mechanism(compression: Path, name: str) -> dict[str, Rate]:
             "direction_usable": point(None if usable is None else float(usable)),
             "direction_published_bounds": point(direction.get("passes_published_bounds")),
         }
-        | _mediation(compression / "mediation/verdicts.jsonl", of_dense=name == DENSE)
+        | mediation.mediation(compression / "mediation/verdicts.jsonl", of_dense=name == DENSE)
         | {key: point(direction.get(key)) for key in ("score_valid", "score_checked")}
         | {"score_auroc": point((direction.get("auroc") or {}).get(direction.get("score")))}
     )
@@ -80,20 +73,3 @@ def _seconds(compression: Path, *stages: str) -> float | None:
     """What these stages took together; None when one has left no record."""
     records = [json_object(compression / stage / "provenance.json") or {} for stage in stages]
     return sum(r["seconds"] for r in records) if all("seconds" in r for r in records) else None
-
-
-def _mediation(path: Path, *, of_dense: bool) -> dict[str, Rate]:
-    records = read_jsonl(path) if path.is_file() else []
-    refused: dict[tuple[str, str], dict[str, list[bool]]] = {}
-    for record in records:
-        check(record, ("intervention", "set", "prompt_id"), path)
-        prompts = refused.setdefault((record["set"], record["intervention"]), {})
-        prompts.setdefault(record["prompt_id"], []).append(record["refused"])
-    measured = {}
-    for kind, interventions in MEDIATION.items():
-        for intervention in interventions:
-            if of_dense and intervention.endswith("-dense"):
-                continue  # its own direction is that one
-            prompts = refused.get((kind, intervention), {})
-            measured[f"refusal_{kind}[{intervention}]"] = clustered(list(prompts.values()))
-    return measured

@@ -1,19 +1,14 @@
 """Where refusal lives in each compressed model, and how far it has turned."""
 
-from holdfast.config.cells import AS_IS, DENSE
+from holdfast.config.cells import AS_IS
 from holdfast.report.findings import mechanism_findings
 from holdfast.report.numbers import Numbers
-from holdfast.report.rendering import MISSING, Table
-from holdfast.report.wording import number, percent, usual_n, whole
+from holdfast.report.rendering import Table
+from holdfast.report.wording import number, whole
 
 
 def mechanism_table(numbers: Numbers) -> Table:
-    sets = {
-        "harmful": ("baseline", "ablate", "ablate-dense", "ablate-random"),
-        "harmless": ("baseline", "add", "add-dense", "add-random"),
-    }
     rows = []
-    counts: dict[str, list[int]] = {s: [] for s in sets}
     for compression in numbers.compressions:
         cosine, same, split, shuffled, chance, layer, position = (
             numbers.get(compression, AS_IS, m)
@@ -34,17 +29,10 @@ def mechanism_table(numbers: Numbers) -> Table:
             source += " (relaxed filters)"
         if numbers.get(compression, AS_IS, "score_valid").value == 0:
             source += " (score in doubt)"
-        effects = []
-        for prompts, interventions in sets.items():
-            named = [i for i in interventions if not (compression == DENSE and i.endswith("-dense"))]
-            rates = [numbers.get(compression, AS_IS, f"refusal_{prompts}[{i}]") for i in named]
-            counts[prompts] += [r.n for r in rates]
-            effects.append(" → ".join(percent(r.value) if r.n else MISSING for r in rates))
         cosines = [number(c, 3) for c in (cosine, same, split, shuffled, chance)]
-        rows.append([compression, *cosines, source, *effects])
+        rows.append([compression, *cosines, source])
     note = (
-        f"n: {usual_n(counts['harmful'])} harmful and {usual_n(counts['harmless'])} harmless prompts; "
-        "intervals are in refusal.csv. Relaxed filters: the direction passes the study's bounds on KL and induce, "
+        "Relaxed filters: the direction passes the study's bounds on KL and induce, "
         "not the published ones (KL at most 0.1, induce at least 0)."
     )
     return Table(
@@ -57,15 +45,11 @@ def mechanism_table(numbers: Numbers) -> Table:
             "Shuffled null",
             "Random null",
             "Source layer / position",
-            "Harmful refused: baseline → own direction ablated → the dense model's → random",
-            "Harmless refused: baseline → own direction added → the dense model's → random",
         ],
         rows,
         note,
         "A cosine below the split-half null is more change than sampling of prompts makes; above it nothing is "
         "decided, for two halves share no prompt and two models do. The shuffled null is what the compressed model "
-        "gives when no prompt's kind is known, the random null what unrelated directions reach. One direction "
-        "mediates refusal when ablating it "
-        "stops refusal, adding it induces refusal, and a random direction does neither.",
+        "gives when no prompt's kind is known, the random null what unrelated directions reach.",
         findings=mechanism_findings(numbers),
     )

@@ -9,6 +9,7 @@ from holdfast.report.tables.claims import claims_table
 from holdfast.report.tables.leaderboard import leaderboard_table
 from holdfast.report.tables.main import main_table
 from holdfast.report.tables.mechanism import mechanism_table
+from holdfast.report.tables.mediation import mediation_table
 from holdfast.report.tables.methods import methods_table
 from holdfast.report.tables.repair import repair_table
 from holdfast.report.tables.transfer import transfer_table
@@ -19,7 +20,7 @@ def models(frame: pd.DataFrame) -> list[str]:
 
 
 def model_tables(frame: pd.DataFrame, model: str) -> list[Table]:
-    """Main, attack, mechanism, transfer and repair table of a model, its searches, its methods, the claims."""
+    """Main, attack, mechanism, mediation, transfer and repair table of a model, its searches, methods and claims."""
     numbers = Numbers(frame, model)
     attacked, transfer = attacks_table(numbers), transfer_table(numbers)
     searched, methods = leaderboard_table(numbers), methods_table(numbers)
@@ -27,6 +28,7 @@ def model_tables(frame: pd.DataFrame, model: str) -> list[Table]:
         main_table(numbers),
         *([attacked] if attacked else []),
         mechanism_table(numbers),
+        mediation_table(numbers),
         *([transfer] if transfer else []),
         repair_table(numbers),
         *([searched] if searched else []),
