@@ -1,5 +1,6 @@
 """Every mistake in a study's config is told in one line, all at once, without a word of the libraries."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,24 @@ def test_a_mistake_is_told_in_one_line(load: Callable, mistake: tuple[Any, ...])
     assert [t for t in told if t.startswith(f"study.yaml: {key}: {line}")], told
     assert all("\n" not in t and t.count("; ") >= 1 for t in told)
     assert not any(word in str(caught.value) for word in ("pydantic", "https:", "Input should", "type=", "<"))
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"\xff\xfe", "not UTF-8 text; save it as UTF-8"),
+        (b" \n", "holds no text; write the suffix there, or leave"),
+    ],
+)
+def test_a_suffix_without_text_is_told_whatever_its_checksum(
+    load: Callable, content: bytes, line: str
+) -> None:
+    Path("suffix.txt").write_bytes(content)
+    known = {"suffix": "file:suffix.txt", "sha256": hashlib.sha256(content).hexdigest()}
+    with pytest.raises(ConfigError) as caught:
+        load(changed("evaluate/attacks/gcg", known))
+    (told,) = caught.value.mistakes
+    assert told.startswith(f"study.yaml: evaluate.attacks.gcg.suffix: 'suffix.txt': {line}")
 
 
 def test_new_calibrations_need_a_calibrated_compression(load: Callable) -> None:

@@ -173,7 +173,7 @@ class Attack(Section):
         default=None, description='system prompt in the place of the model\'s; "" for none'
     )
     prefix: str | None = Field(default=None, min_length=1, description="text that opens the model's answer")
-    suffix: Annotated[str, AfterValidator(sources.checked(sources.OWN_TEXT))] | None = Field(
+    suffix: Annotated[str, AfterValidator(sources.checked(sources.SUFFIX))] | None = Field(
         default=None, description="file:PATH, whose text follows every prompt"
     )
     sha256: Checksum = Field(default=None, validate_default=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from holdfast.errors import HoldfastError
-from holdfast.prompts.sources import package_file
+from holdfast.prompts.sources import package_file, suffix_text
 
 HUB = re.compile(r"[\w.-]+/[\w.-]+@[\w./-]+")
 
@@ -66,6 +66,14 @@ def file(place: str) -> None:
         raise BadValueError(f"no file '{place}'", "give an existing file, relative to the working directory")
 
 
+def suffix_file(place: str) -> None:
+    file(place)
+    try:
+        suffix_text(Path(place))
+    except HoldfastError as error:
+        raise BadValueError(f"'{place}': {error.what}", error.remedy) from None
+
+
 def folder(place: str) -> None:
     if not Path(place).is_dir():
         raise BadValueError(
@@ -97,7 +105,7 @@ TEXT: Schemes = {
     "package": ("package:NAME/inner/path", packaged_file),
     "file": ("file:PATH", file),
 }
-OWN_TEXT: Schemes = {"file": TEXT["file"]}
+SUFFIX: Schemes = {"file": ("file:PATH", suffix_file)}
 DATA: Schemes = TEXT | {"hub": ("hub:ORG/NAME@REVISION", hub)}
 
 

@@ -19,7 +19,7 @@ from holdfast.errors import HoldfastError
 from holdfast.evaluation.sampling import Sampling
 from holdfast.evaluation.thoughts import apart, decoded
 from holdfast.files import write_jsonl
-from holdfast.prompts.sources import read_records, verified_path
+from holdfast.prompts.sources import read_records, suffix_text, verified_path
 from holdfast.prompts.templates import (
     Thought,
     answer_opening,
@@ -271,14 +271,9 @@ def generate(model_dir: Path, out: Path, prompts: Mapping[str, Path], recipe: Ma
 def with_suffix(prompts: Sequence[Mapping[str, Any]], suffix: Path | None) -> list[dict[str, Any]]:
     """Every prompt, one space and the file's text, as Zou et al. 2023 (arXiv 2307.15043) append theirs.
 
-    ``request`` keeps the prompt as it was. Raises HoldfastError when the file holds no text.
+    ``request`` keeps the prompt as it was. Errors as of :func:`suffix_text`.
     """
     if suffix is None:
         return [dict(p) for p in prompts]
-    try:
-        text = suffix.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError:
-        raise HoldfastError("not UTF-8 text", str(suffix), "save it as UTF-8") from None
-    if not text:
-        raise HoldfastError("holds no text", str(suffix), "write the suffix there, or leave it out")
+    text = suffix_text(suffix)
     return [{**p, "text": f"{p['text']} {text}", "request": p["text"]} for p in prompts]

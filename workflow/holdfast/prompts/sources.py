@@ -58,6 +58,17 @@ def verified_path(source: str, checksum: str | None) -> Path:
     return path
 
 
+def suffix_text(path: Path) -> str:
+    """The text that an attack's ``suffix`` adds; HoldfastError when the file holds none, or is not UTF-8."""
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        raise HoldfastError("not UTF-8 text", str(path), "save it as UTF-8") from None
+    if not text:
+        raise HoldfastError("holds no text", str(path), "write the suffix there, or leave it out")
+    return text
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a .jsonl, .json, .csv, .txt (one prompt a line) or PyRIT .prompt/.yaml (``seeds``) file."""
     if path.suffix == ".jsonl":
