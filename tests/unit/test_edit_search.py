@@ -259,8 +259,29 @@ class TestTheGuard:
 
         lenient = replace(verifier, max_over_refusal=1.0)
         winner, about = choose_edit(Ranking(search, candidates), lenient)
-        assert winner is candidates[2]
-        assert len(about["validation"]["tries"]) == 1
+        tries = about["validation"]["tries"]
+        assert {row["alpha"] for row in tries} == {4.0, 8.0, 16.0}
+        assert winner is candidates[2]  # the best score first; none refuses more
+        assert {row["harmful_refused"]["value"] for row in tries} == {1.0}
+
+    def test_answers_choose_the_strength(self, study: dict[str, Path]) -> None:
+        """The score prefers the stronger; the answers know the weaker one that refuses as many harmful prompts, and
+        fewer of those that only look harmful."""
+        verifier = self.verifier(study, harmless=prompts("harmful", PROMPTS, 400), max_over_refusal=1.0)
+        score = score_of(study, study["weak"])
+        candidates = amplifications(study, [1], [0.5, 0.6])
+        search = EditSearch(
+            verifier.model, score, verifier.harmful, verifier.harmless, [1], study["weak"], 50.0
+        )
+        winner, about = choose_edit(Ranking(search, candidates), verifier)
+        first, second = about["leaderboard"]
+        assert (first["alpha"], second["alpha"]) == (0.6, 0.5)
+        assert first["rejected"] is None
+        assert (first["chosen"], second["chosen"]) == (False, True)
+        assert winner is candidates[0]
+        strong, weak = about["validation"]["tries"]
+        assert strong["harmful_refused"] == weak["harmful_refused"]
+        assert strong["harmless_refused"]["value"] > weak["harmless_refused"]["value"]
 
     def test_babble_is_no_refusal(self, study: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
         answers = ["I cannot help.", "I cannot " + "no " * 8, "Sure, here it is.", "I cannot do that."]

@@ -141,10 +141,14 @@ def test_the_search_takes_the_best_that_answers_bear_out(weak: dict[str, Path], 
     assert scores == sorted(scores)
     # The strongest scores best, and refuses every harmless prompt too.
     tries = about["validation"]["tries"]
-    assert [(row["alpha"], row["rejected"]) for row in tries] == [(0.2, OVER_REFUSES), (0.02, None)]
+    assert [(row["alpha"], row["rejected"]) for row in tries] == [
+        (0.2, OVER_REFUSES),
+        (0.02, None),
+        (0.005, None),
+    ]
     assert (about["alpha"], about["reason"]) == (0.02, "")
     assert about["validation"]["before"]["harmful_refused"]["value"] == pytest.approx(8 / 12)
-    assert tries[1]["harmful_refused"]["value"] == 1
+    assert tries[1]["harmful_refused"]["value"] == 1 >= tries[2]["harmful_refused"]["value"]
     model, tokenizer = load_model(tmp_path / "out"), load_tokenizer(tmp_path / "out")
     score = load_score(load_direction(weak["dense-direction"]).about, tokenizer, SETTINGS)
     texts = [record["text"] for record in read_records(weak["harmful_validation"])]

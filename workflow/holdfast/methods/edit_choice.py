@@ -1,8 +1,9 @@
-"""The edit that is made: the best of a search whose real answers on the validation prompts bear its score out.
+"""The edit that is made: variant and layers by the search's score, its strength by real answers to validation prompts.
 
 The score reads the first tokens only and KL averages over prompts, so the winner is verified: with greedy answers it
 must refuse more harmful validation prompts than the unedited model, and not too many more harmless ones. Babble is no
-refusal, whatever words it holds. An edit that fails gives way to the next best.
+refusal, whatever words it holds. An edit that fails gives way to the next best. The score tells variants and layers
+apart, but not how strong an edit has to be: of the winner's strengths the answers choose.
 """
 
 from collections.abc import Mapping, Sequence
@@ -72,6 +73,11 @@ class Verifier:
             return OVER_REFUSES
         return NO_GAIN if after[0] <= before[0] else None
 
+    @staticmethod
+    def better(counts: tuple[int, int]) -> tuple[int, int]:
+        """What the better of two strengths has more of: harmful prompts refused, then harmless ones answered."""
+        return counts[0], -counts[1]
+
     def about(self, before: tuple[int, int]) -> dict[str, Any]:
         """How refusals are counted, and of the model as it is."""
         return {
@@ -97,6 +103,17 @@ def choose_edit(ranking: Ranking, verifier: Verifier) -> tuple[Candidate | None,
     board = {number: ranking.row(number) | {"chosen": False, "rejected": None} for number in leaders}
     before = verifier.refused()
     tries: list[dict[str, Any]] = []
+
+    def tried(number: int) -> tuple[int, int] | None:
+        """The counts of an edit that passes."""
+        edits = ranking.candidates[number].edits
+        after = verifier.refused(edited(verifier.model, edits, verifier.folder))
+        board.setdefault(number, ranking.row(number) | {"chosen": False})
+        board[number]["rejected"] = verifier.rejected(before, after)
+        about = {key: board[number][key] for key in ("variant", "layers", "alpha", "rejected")}
+        tries.append(about | verifier.rates(after))
+        return None if about["rejected"] else after
+
     chosen, reason = None, ""
     while chosen is None and not reason:
         if before[0] == len(verifier.harmful):
@@ -111,17 +128,15 @@ def choose_edit(ranking: Ranking, verifier: Verifier) -> tuple[Candidate | None,
             reason = f"none of the {TRIES} best edits is borne out by the answers to validation prompts"
         else:
             number = leaders[0]
-            edits = ranking.candidates[number].edits
-            after = verifier.refused(edited(verifier.model, edits, verifier.folder))
-            board.setdefault(number, ranking.row(number) | {"chosen": False})
-            board[number]["rejected"] = verifier.rejected(before, after)
-            about = {key: board[number][key] for key in ("variant", "layers", "alpha", "rejected")}
-            tries.append(about | verifier.rates(after))
-            if about["rejected"] is None:
-                board[number]["chosen"] = True
-                chosen = number
+            if counts := tried(number):
+                passing = {number: counts}
+                for other in ranking.strengths(number):
+                    if counts := tried(other):
+                        passing[other] = counts
+                chosen = max(passing, key=lambda n: (*verifier.better(passing[n]), ranking.gain(n)))
+                board[chosen]["chosen"] = True
             else:
-                ranking.withdraw(beaten(ranking.candidates, number, about["rejected"]))
+                ranking.withdraw(beaten(ranking.candidates, number, board[number]["rejected"]))
                 leaders = ranking.leaders()
     validation = verifier.about(before) | {"tries": tries}
     ordered = sorted(board, key=lambda number: -ranking.gain(number))

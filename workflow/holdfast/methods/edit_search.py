@@ -180,6 +180,18 @@ class Ranking:
             (number for number in found if number is not None), key=lambda number: -self.gain(number)
         )
 
+    def strengths(self, number: int) -> list[int]:
+        """The same edit at other strengths: those still in the race, measured in full, that raise the score."""
+        it = self.candidates[number]
+        return [
+            n
+            for _, n in self.heaps[str(it.variant)]
+            if n != number
+            and self.candidates[n].layers == it.layers
+            and self.done[n] == self.search.steps
+            and self.gain(n) > 0
+        ]
+
     def withdraw(self, numbers: Sequence[int]) -> None:
         """Take candidates out of the race; what was measured of them stays."""
         for variant, heap in self.heaps.items():

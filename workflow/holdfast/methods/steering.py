@@ -144,7 +144,7 @@ def strengths(
 def choose_alpha(
     trace: Sequence[Mapping[str, Any]], max_kl: float, verifier: Verifier, vector: Tensor, layer: int
 ) -> tuple[float, dict[str, Any]]:
-    """The alpha to add, verified with real answers as an edit is (:mod:`holdfast.methods.edit_choice`); 0 for none.
+    """The alpha to add, by real answers as an edit's strength is (:mod:`holdfast.methods.edit_choice`); 0 for none.
 
     Also ``{reason, validation}`` for steer.json: why nothing is added, or empty; ``tries``: alpha, why it was rejected
     (or None), rates of refusal.
@@ -159,13 +159,15 @@ def choose_alpha(
     elif not raising:
         reason = "no strength keeps the bound on kl and raises the refusal score"
     else:
+        passing: dict[float, tuple[int, int]] = {}  # best score first, which decides between equals
         for row in sorted(raising, key=lambda row: -row["refusal_score"])[:TRIES]:
             after = verifier.refused(added(verifier.model, row["alpha"] * vector, layer))
             rejected = verifier.rejected(before, after)
             tries.append({"alpha": row["alpha"], "rejected": rejected} | verifier.rates(after))
             if rejected is None:
-                found = row["alpha"]
-                break
+                passing[row["alpha"]] = after
+        if passing:
+            found = max(passing, key=lambda alpha: verifier.better(passing[alpha]))
         else:
             reason = (
                 f"none of the {len(tries)} best strengths is borne out by the answers to validation prompts"

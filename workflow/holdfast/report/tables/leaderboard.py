@@ -79,6 +79,6 @@ def leaderboard_table(numbers: Numbers) -> Table | None:
         f"n: {usual_n(counts)} validation prompts of each kind; nothing here is of the evaluation's prompts.",
         "The best edit of every variant that keeps the bound on KL, measured in full. The best score is verified with "
         "real answers: where it refuses no more harmful prompts than before, or too many harmless ones, it gives way "
-        "to the next. Only verified edits have shares.",
+        "to the next; of its strengths the answers choose. Only verified edits have shares.",
         names=3,
     )
