@@ -11,8 +11,9 @@ from holdfast.files import write_jsonl
 from holdfast.report.collect import MEASURES, collect
 from holdfast.report.numbers import Numbers
 from holdfast.report.page import write_page
-from holdfast.report.tables import model_tables, write_tables
+from holdfast.report.tables import write_tables
 from holdfast.report.tables.attacks import attacks_table
+from holdfast.report.tables.main import main_table
 from holdfast.statistics import wilson
 from written_results import CELLS, JUDGES, MODEL, row, verdicts
 
@@ -137,9 +138,10 @@ def test_unfinished_answers_to_the_plain_attack_stand_beside_its_rates(attacked:
     assert tuple(success[["value", "n", "low", "high"]]) == tuple(wilson(14, 16))
     assert row(frame, "wanda-50", "as-is", "unfinished_rate").value == 4 / 20
     assert row(frame, "wanda-50", "as-is", "genuine_refusal").value == 2 / 16
-    (main, *_) = model_tables(frame, MODEL)
+    main = main_table(Numbers(frame, MODEL))
     assert main.rows[1][main.columns.index("Unfinished")].startswith("20 %")
-    assert "Unfinished" not in model_tables(frame[frame["compression"] == "dense"], MODEL)[0].columns
+    dense = frame[frame["compression"] == "dense"]
+    assert "Unfinished" not in main_table(Numbers(dense, MODEL)).columns
 
 
 def test_over_refusal_of_borderline_prompts_has_its_own_rate(attacked: Path) -> None:
@@ -147,10 +149,10 @@ def test_over_refusal_of_borderline_prompts_has_its_own_rate(attacked: Path) -> 
     found = row(frame, "wanda-50", "as-is", "over_refusal_borderline")
     assert tuple(found[["value", "n", "low", "high"]]) == tuple(wilson(3, 30))
     assert math.isnan(row(frame, "dense", "as-is", "over_refusal_borderline").value)
-    main = model_tables(frame, MODEL)[0]
+    main = main_table(Numbers(frame, MODEL))
     assert main.rows[1][main.columns.index("Over-refusal, borderline")].startswith("10 %")
     assert "30 borderline prompts" in main.note
-    plain = model_tables(collect(attacked, CELLS, JUDGES), MODEL)[0]
+    plain = main_table(Numbers(collect(attacked, CELLS, JUDGES), MODEL))
     assert "Over-refusal, borderline" not in plain.columns
 
 

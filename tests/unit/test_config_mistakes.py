@@ -81,7 +81,7 @@ MISTAKES = [
     # keys that do not go together
     ("compressions/int8/bits", 8, "llm-int8 has none; remove this key"),
     ("compressions/rtn-w4/group_size", ..., "rtn needs it; add it (weights of a row that"),
-    ("methods/aird/seed", 3, "only a random direction has it; add direction: random"),
+    ("methods/aird/seed", 3, "only a random direction has it; write direction: random"),
     ("methods/random-edit/alpha", 3, "taken from 'aird' by matched_to; remove this key"),
     ("methods/back", {"edit": "aird", "variant": "restore", "alpha": 2}, "the variant", "methods.back.alpha"),
     ("methods/random-edit/matched_to", "airt", "no method 'airt'; did you mean aird?"),

@@ -14,7 +14,7 @@ from holdfast.repair.origin import origin
 from holdfast.repair.outcome import searched_by
 from holdfast.repair.pace import Pace, estimates
 from holdfast.repair.request import ROLES, Request, asked, prompt_sets, split
-from holdfast.repair.rules import paired_fall, perplexity_rises, reasons_against
+from holdfast.repair.rules import perplexity_rises, reasons_against
 from holdfast.repair.work import work_folder
 from tiny import tiny_llama
 
@@ -62,13 +62,6 @@ def test_rules_without_zero_shot() -> None:
     quick = [Measured(m.refused, m.degenerate, m.perplexity) for m in (before, after)]
     assert reasons_against(*quick) == []
     assert perplexity_rises({"perplexity": None}, {"perplexity": None}) is None
-
-
-def test_paired_fall_counts_the_pairs_that_changed() -> None:
-    fall, low, high = paired_fall([1] * 10 + [0] * 90, [0] * 10 + [1] * 10 + [0] * 80)
-    assert fall == 0
-    assert low == -high
-    assert high == pytest.approx(1.96 * 20**0.5 / 100)
 
 
 @pytest.mark.parametrize(

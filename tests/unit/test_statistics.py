@@ -11,6 +11,7 @@ from holdfast.statistics import (
     holm,
     mcnemar_exact,
     p_beyond,
+    paired_difference,
     wilson,
 )
 from scipy import stats
@@ -215,6 +216,18 @@ def test_a_judge_not_shown_to_know_gives_no_number(known: tuple[int, int, int, i
     rate = corrected_rate(50, 100, *known)
     assert rate.n == 100
     assert all(math.isnan(v) for v in (rate.value, rate.low, rate.high))
+
+
+def test_a_paired_difference_counts_the_pairs_that_changed() -> None:
+    rate = paired_difference([1] * 10 + [0] * 90, [0] * 10 + [1] * 10 + [0] * 80)
+    assert (rate.value, rate.n) == (0, 100)
+    assert rate.high == -rate.low == pytest.approx(1.959964 * 20**0.5 / 100)
+    # Agresti's prime minister: of 1600, 150 approved in the first poll only, 86 in the second only.
+    rate = paired_difference([1] * 944 + [0] * 656, [1] * 794 + [0] * 150 + [1] * 86 + [0] * 570)
+    assert rate == pytest.approx((0.04, 1600, 0.0213, 0.0587), abs=1e-4)
+    assert paired_difference([1, 0], [1, 0])[2:] == (0, 0)
+    with pytest.raises(ValueError, match="one item or more"):
+        paired_difference([], [])
 
 
 def test_labels_that_the_count_refutes_give_no_number() -> None:

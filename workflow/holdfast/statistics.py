@@ -77,6 +77,26 @@ def recovered_share(
     return Rate(float((found[2] - found[1]) / (found[0] - found[1])), n, float(low), float(high))
 
 
+def paired_difference(first: Sequence[int], second: Sequence[int]) -> Rate:
+    """Share of ones of the first less that of the second, with its 95 % interval (Wald, of paired proportions:
+    Agresti 2013, Categorical Data Analysis, section 11.1.1).
+
+    Args:
+        first, second: [n] the same items' outcomes, 0 or 1 each.
+
+    Raises:
+        ValueError: other lengths, or no item.
+    """
+    n = len(first)
+    only_first = sum(a > b for a, b in zip(first, second, strict=True))
+    only_second = sum(a < b for a, b in zip(first, second, strict=True))
+    if n == 0:
+        raise ValueError("paired_difference needs one item or more")
+    difference = (only_first - only_second) / n
+    half = Z95 * math.sqrt((only_first + only_second) / n - difference**2) / math.sqrt(n)
+    return Rate(difference, n, difference - half, difference + half)
+
+
 def mcnemar_exact(b: int, c: int) -> float:
     """Two-sided exact p of McNemar's test (1947, Psychometrika 12:153) on paired yes/no outcomes.
 

@@ -19,6 +19,8 @@ from holdfast.config.values import (
     distinct,
     either,
     named,
+    not_matched,
+    of_random,
 )
 
 # Folders that stages write beside what is named by models and methods (docs/formats.md).
@@ -107,19 +109,8 @@ class Aird(Section):
         description="store the edited matrices of a quantized checkpoint quantized again instead of dense",
     )
 
-    @field_validator("seed", "matched_to")
-    @classmethod
-    def only_random(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is not None and info.data.get("direction") == "dense":
-            raise BadValueError("only a random direction has it", "add direction: random, or remove this key")
-        return value
-
-    @field_validator("variant", "matrices", "layer", "alpha", "keep_sparsity", "requantize")
-    @classmethod
-    def not_matched(cls, value: Any, info: ValidationInfo) -> Any:
-        if target := info.data.get("matched_to"):
-            raise BadValueError(f"taken from '{target}' by matched_to", "remove this key, or matched_to")
-        return value
+    only_random = field_validator("seed", "matched_to")(of_random("direction"))
+    own = field_validator("variant", "matrices", "layer", "alpha", "keep_sparsity", "requantize")(not_matched)
 
     @field_validator("alpha")
     @classmethod

@@ -1,11 +1,11 @@
 """The section ``methods``, beside AIRD: what else a lab would try to give a compressed model its refusal back."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator
 
 from holdfast.config.sources import BadValueError
-from holdfast.config.values import Positive, Section, Strength
+from holdfast.config.values import Positive, Section, Strength, not_matched, of_random
 
 
 class SystemPrompt(Section):
@@ -42,19 +42,8 @@ class Steer(Section):
         description="how many times the mean difference is added, a number or search (the default)",
     )
 
-    @field_validator("seed", "matched_to")
-    @classmethod
-    def only_random(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is not None and info.data.get("steer") == "dense":
-            raise BadValueError("only a random direction has it", "write steer: random, or remove this key")
-        return value
-
-    @field_validator("alpha")
-    @classmethod
-    def not_matched(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is not None and (target := info.data.get("matched_to")):
-            raise BadValueError(f"taken from '{target}' by matched_to", "remove this key, or matched_to")
-        return value
+    only_random = field_validator("seed", "matched_to")(of_random("steer"))
+    own = field_validator("alpha")(not_matched)
 
 
 class Recalibrate(Section):

@@ -1,7 +1,7 @@
 """What the sections of a config are built from: their base, and values that several sections share."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -10,6 +10,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
 )
@@ -47,6 +48,24 @@ def named(reserved: Collection[str] = (), meaning: str = "") -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+def of_random(key: str) -> Callable[[Any, ValidationInfo], Any]:
+    """A check of values that only a random direction has; the section's ``key`` says whether it is one."""
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get(key) == "dense":
+            raise BadValueError("only a random direction has it", f"write {key}: random, or remove this key")
+        return value
+
+    return check
+
+
+def not_matched(value: Any, info: ValidationInfo) -> Any:
+    """A check of values that a section with ``matched_to`` takes from that method."""
+    if value is not None and (target := info.data.get("matched_to")):
+        raise BadValueError(f"taken from '{target}' by matched_to", "remove this key, or matched_to")
+    return value
 
 
 def distinct(values: list[Any]) -> list[Any]:

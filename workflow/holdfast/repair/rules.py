@@ -3,12 +3,12 @@
 All of them compare the compressed model before and after the edit, on the same test prompts, text and items.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from holdfast.errors import HoldfastError
 from holdfast.repair.measuring import Measured
+from holdfast.statistics import paired_difference
 
 OVER_REFUSAL_POINTS = 5
 PERPLEXITY_PERCENT = 5
@@ -57,10 +57,10 @@ def reasons_against(before: Measured, after: Measured) -> list[str]:
         found.append(told)
     for task in before.zero_shot or {}:
         before_task, after_task = (m.zero_shot[task] for m in (before, after) if m.zero_shot)
-        fall, low, _ = paired_fall(before_task["correct"], after_task["correct"])
-        if 100 * low > ZERO_SHOT_POINTS:
+        fall = paired_difference(before_task["correct"], after_task["correct"])
+        if 100 * fall.low > ZERO_SHOT_POINTS:
             found.append(
-                f"zero-shot accuracy ({task}) would fall by {100 * fall:.1f} points, from "
+                f"zero-shot accuracy ({task}) would fall by {100 * fall.value:.1f} points, from "
                 f"{100 * before_task['value']:.1f} % to {100 * after_task['value']:.1f} % of {after_task['n']} "
                 f"questions (more than {ZERO_SHOT_POINTS} point beyond noise)"
             )
@@ -74,14 +74,3 @@ def perplexity_rises(before: Mapping[str, Any] | None, after: Mapping[str, Any] 
         return None
     now = "not a number" if new is None else f"{new:.1f} (+{100 * (new / old - 1):.1f} %)"
     return f"perplexity would rise from {old:.1f} to {now} (at most +{PERPLEXITY_PERCENT} %)"
-
-
-def paired_fall(before: Sequence[int], after: Sequence[int]) -> tuple[float, float, float]:
-    """Fall of the share of ones between paired outcomes, and its 95 % interval (Wald, of paired proportions:
-    Agresti 2013, Categorical Data Analysis, section 11.1.1)."""
-    n = len(before)
-    lost = sum(b > a for b, a in zip(before, after, strict=True))
-    gained = sum(b < a for b, a in zip(before, after, strict=True))
-    fall = (lost - gained) / n
-    half = 1.96 * math.sqrt(max(lost + gained - (lost - gained) ** 2 / n, 0.0)) / n
-    return fall, fall - half, fall + half

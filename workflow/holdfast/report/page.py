@@ -16,8 +16,10 @@ from markupsafe import Markup
 
 from holdfast.evaluation.judges.agreement import human_agreement
 from holdfast.files import read_json, read_jsonl, write_text
+from holdfast.report.claims import claims
 from holdfast.report.collect import Cell
 from holdfast.report.figures import ALT, render_figures
+from holdfast.report.numbers import Numbers
 from holdfast.report.tables import model_tables, models
 
 SAMPLES = {"attack": 5, "over_refusal": 3}
@@ -56,12 +58,13 @@ def write_page(
         lstrip_blocks=True,
     )
     figures = render_figures(frame)
+    of_models = [Numbers(frame, m) for m in models(frame)]
     html = environment.get_template("page.html").render(
         study=results.name,
         judges=judges,
         judge_errors=list(map(human_agreement, judges)),
         config=study_config_text,
-        models=[{"name": m, "tables": model_tables(frame, m)} for m in models(frame)],
+        models=[{"name": n.model, "tables": model_tables(n, claims(n))} for n in of_models],
         figures=[(name, ALT[name], inline_svg(svg, name, ALT[name])) for name, svg in figures.items()],
         samples=[(cell, _samples(results.joinpath(*cell))) for cell in listed],
         sample_counts=SAMPLES,

@@ -26,16 +26,22 @@ def write_tables(frame: pd.DataFrame, out_dir: Path, judges: Sequence[str]) -> N
 
     ``judges``: the study's, whose error against human labels closes the Markdown.
     """
-    tables = [t for m in models(frame) for t in model_tables(frame, m)]
+    of_models = [Numbers(frame, m) for m in models(frame)]
+    decided = [claims(numbers) for numbers in of_models]
+    tables = [t for it in zip(of_models, decided, strict=True) for t in model_tables(*it)]
     # Numbers in full, so that they read back the same.
     costs = frame["measure"].isin(COSTS)
     for name, rows in (("refusal.csv", frame[~costs]), ("costs.csv", frame[costs])):
         with atomic_file(out_dir / name) as temporary:
             rows.to_csv(temporary, index=False)
-    decided = [{"model": m} | asdict(c) for m in models(frame) for c in claims(Numbers(frame, m))]
+    rows_of_claims = [
+        {"model": numbers.model} | asdict(c)
+        for numbers, of_model in zip(of_models, decided, strict=True)
+        for c in of_model
+    ]
     with atomic_file(out_dir / "claims.csv") as temporary:
-        pd.DataFrame(decided).rename(columns={"name": "claim"}).to_csv(temporary, index=False)
-    boards = [leaderboard(Numbers(frame, m)) for m in models(frame)]
+        pd.DataFrame(rows_of_claims).rename(columns={"name": "claim"}).to_csv(temporary, index=False)
+    boards = [leaderboard(numbers) for numbers in of_models]
     with atomic_file(out_dir / "leaderboard.csv") as temporary:
         pd.concat(boards, ignore_index=True).to_csv(temporary, index=False)
     errors = "; ".join(map(human_agreement, judges))

@@ -1,7 +1,10 @@
 """Which tables one model gets, in the order they are read."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
+from holdfast.report.claims import Claim
 from holdfast.report.numbers import Numbers
 from holdfast.report.rendering import Table
 from holdfast.report.tables.attacks import attacks_table
@@ -19,9 +22,8 @@ def models(frame: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(frame["model"]))
 
 
-def model_tables(frame: pd.DataFrame, model: str) -> list[Table]:
+def model_tables(numbers: Numbers, decided: Sequence[Claim]) -> list[Table]:
     """Main, attack, mechanism, mediation, transfer and repair table of a model, its searches, methods and claims."""
-    numbers = Numbers(frame, model)
     attacked, transfer = attacks_table(numbers), transfer_table(numbers)
     searched, methods = leaderboard_table(numbers), methods_table(numbers)
     return [
@@ -33,5 +35,5 @@ def model_tables(frame: pd.DataFrame, model: str) -> list[Table]:
         repair_table(numbers),
         *([searched] if searched else []),
         *([methods] if methods else []),
-        claims_table(numbers),
+        claims_table(numbers.model, decided),
     ]

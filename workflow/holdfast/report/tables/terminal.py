@@ -48,8 +48,9 @@ def terminal_tables(frame: pd.DataFrame) -> str:
         form = "  ".join(f"{{:{'<' if i < 2 else '>'}{w}}}" for i, w in enumerate(widths))
         lines = [form.format(*row) for row in rows]
         lines.insert(1, "-" * len(lines[0]))
-        said = [f for t in model_tables(frame, model) for f in t.findings]
-        said += [f"{c.name} {c.verdict}: {c.statement}" for c in claims(numbers)]
+        decided = claims(numbers)
+        said = [f for t in model_tables(numbers, decided) for f in t.findings]
+        said += [f"{c.name} {c.verdict}: {c.statement}" for c in decided]
         # A number is not parted from its percent sign.
         kept = [f.replace(" %", "\u00a0%") for f in said]
         wrapped = [
