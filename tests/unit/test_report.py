@@ -12,9 +12,10 @@ from holdfast.report.figures import ALT, write_figures
 from holdfast.report.findings import mechanism_findings, repair_findings, transfer_findings
 from holdfast.report.numbers import Numbers
 from holdfast.report.page import write_page
-from holdfast.report.rendering import latex_text
+from holdfast.report.rendering import MISSING, latex_text
 from holdfast.report.tables import read_tables, terminal_tables, write_tables
 from holdfast.report.tables.mechanism import mechanism_table
+from holdfast.report.tables.repair import repair_table
 from holdfast.report.tables.transfer import transfer_table
 from written_results import CELLS, JUDGES, MODEL, write_cell, write_compression, write_search
 
@@ -194,6 +195,15 @@ def test_a_direction_in_doubt_says_nothing_of_pruning(
     claim = claims(Numbers(collect(results, CELLS, JUDGES), MODEL))[1]
     assert claim.verdict == "not decided"
     assert f"left out: {compression}" in claim.evidence
+
+
+def test_the_repair_table_says_how_much_of_the_lost_refusal_came_back(results: Path) -> None:
+    table = repair_table(Numbers(collect(results, CELLS, JUDGES), MODEL))
+    rows = {tuple(row[:2]): dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    found = rows["wanda-50", "aird"]
+    assert found["Lost refusal recovered, AIRD"].startswith("83 % [")
+    assert found["Lost refusal recovered, random"].startswith("−8 % [−")
+    assert rows["rtn-4", "aird"]["Lost refusal recovered, AIRD"] == MISSING
 
 
 def test_a_repair_that_costs_ability_contradicts_the_claim(results: Path) -> None:

@@ -25,7 +25,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "judge-by-model": 2,
     "agreement": 1,
     "ability": 1,
-    "tables": 7,
+    "tables": 8,
     "figures": 1,
-    "report": 6,
+    "report": 7,
 }

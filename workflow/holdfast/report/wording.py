@@ -8,7 +8,7 @@ from holdfast.statistics import Rate
 
 
 def percent(share: float) -> str:
-    return MISSING if math.isnan(share) else f"{100 * share:.0f} %"
+    return MISSING if math.isnan(share) else f"{figure(100 * share, 0)} %"
 
 
 def signed(change: float) -> str:
@@ -25,12 +25,12 @@ def names(names: list[str]) -> str:
 
 
 def share(rate: Rate, usual_n: int = 0) -> str:
-    """``12 % [7, 20]``; its n is added where it is not the usual one of the table."""
+    """``12 % [7, 20]``, ``−5 % [−12, 3]``; its n is added where it is not the usual one of the table."""
     if math.isnan(rate.value):
         return MISSING
     text = percent(rate.value)
     if not math.isnan(rate.low):
-        text += f" [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
+        text += f" [{figure(100 * rate.low, 0)}, {figure(100 * rate.high, 0)}]"
     return text + (f" (n = {rate.n})" if usual_n and rate.n != usual_n else "")
 
 
@@ -77,5 +77,5 @@ def figure(value: float, digits: int) -> str:
     if math.isnan(value):
         return MISSING
     # A broken model's perplexity has any number of digits; three tell as much.
-    text = f"{value:.{digits}f}" if abs(value) < 1e6 else f"{value:.2e}"
+    text = f"{value:z.{digits}f}" if abs(value) < 1e6 else f"{value:.2e}"
     return text.replace("-", "−")

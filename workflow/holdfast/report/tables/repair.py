@@ -7,15 +7,20 @@ from holdfast.report.rendering import MISSING, Table
 from holdfast.report.repairs import repairs
 from holdfast.report.wording import number, p_value, share, usual_n, whole
 
+RECOVERED = "refusal_recovered"
+
 
 def repair_table(numbers: Numbers) -> Table:
     over = "over_refusal"
+    lost = usual_n([numbers.get(r.compression, r.method, RECOVERED).n for r in repairs(numbers)])
     usual = usual_n([n for r in repairs(numbers) for n in (r.before.n, r.after.n)])
     usual_over = usual_n([numbers.get(c, k, over).n for c, k in numbers.cells])
     rows = []
     for row in repairs(numbers):
         compression, method = row.compression, row.method
-        controls = [numbers.get(compression, k, over) for k in numbers.controls(compression, method)]
+        names = numbers.controls(compression, method)
+        controls = [numbers.get(compression, k, over) for k in names]
+        recovered = [numbers.get(compression, k, RECOVERED) for k in (method, *names)]
         rows.append(
             [
                 compression,
@@ -23,6 +28,8 @@ def repair_table(numbers: Numbers) -> Table:
                 share(row.before, usual),
                 share(row.after, usual),
                 "; ".join(share(r, usual) for r in row.control) or MISSING,
+                share(recovered[0], lost),
+                "; ".join(share(r, lost) for r in recovered[1:]) or MISSING,
                 share(numbers.get(compression, AS_IS, over), usual_over),
                 share(numbers.get(compression, method, over), usual_over),
                 "; ".join(share(r, usual_over) for r in controls) or MISSING,
@@ -40,6 +47,8 @@ def repair_table(numbers: Numbers) -> Table:
             "ASR as-is",
             "ASR AIRD",
             "ASR random",
+            "Lost refusal recovered, AIRD",
+            "Lost refusal recovered, random",
             "Over-refusal as-is",
             "Over-refusal AIRD",
             "Over-refusal random",
@@ -52,7 +61,8 @@ def repair_table(numbers: Numbers) -> Table:
         f"n: {usual} attack prompts, {usual_over} over-refusal prompts; p: exact McNemar on the same attack "
         "prompts, each column adjusted by Holm over this table.",
         "A repair lowers ASR below as-is and below the same edit along a random direction, without buying it "
-        "with over-refusal. Layer and α were chosen on validation prompts only, where they were searched.",
+        "with over-refusal. Lost refusal recovered: (as-is − method) / (as-is − dense) of ASR, paired bootstrap; none "
+        "where compression lost fewer than 5. Layer and α, where searched, were chosen on validation prompts only.",
         names=2,
         findings=repair_findings(numbers),
     )
