@@ -43,7 +43,7 @@ DIAMOND: dict[str, Any] = {"color": "#D55E00", "markeredgecolor": "white", "mark
 
 ALT = {
     "asr": "Attack success rate with 95 % intervals for every compression and method.",
-    "frontier": "Attack success rate against over-refusal; arrows lead from as-is to the edits.",
+    "frontier": "Attack success rate against over-refusal and zero-shot accuracy; arrows lead from as-is to the edits.",
     "mediation": "Refusal of harmful prompts with the direction ablated, and of harmless ones with it added.",
     "cosine": "Cosine of each compressed model's refusal direction with the dense model's, beside chance.",
 }
@@ -83,45 +83,75 @@ def asr(models: list[Numbers]) -> Figure:
 
 
 def frontier(models: list[Numbers]) -> Figure:
-    figure, panels = _panels([14] * len(models))
-    for axes, numbers in zip(panels, models, strict=True):
-        refused = [numbers.get(c, k, "over_refusal") for c, k in numbers.cells]
+    panels = [(numbers, price) for numbers in models for price in PRICES if _known(numbers, price)]
+    figure, drawn = _panels([14] * len(panels))
+    for axes, (numbers, price) in zip(drawn, panels, strict=True):
+        what, better, rate = PRICES[price]
+        prices = [rate(numbers, c, k) for c, k in numbers.cells]
         answered = [numbers.get(c, k, "attack_success_rate") for c, k in numbers.cells]
         for index, compression in enumerate(numbers.compressions):
-            colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-            methods = [k for c, k in numbers.cells if c == compression]
-            points = {}
-            for method in methods:
-                x, y = (numbers.get(compression, method, m) for m in ("over_refusal", "attack_success_rate"))
-                points[method] = (100 * x.value, 100 * y.value)
-            start = points.get(AS_IS, (math.nan, math.nan))
-            axes.plot(*start, marker, color=colour, markersize=9, label=compression, linestyle="none")
-            for method, end in points.items():
-                if method == AS_IS or any(map(math.isnan, (*start, *end))):
-                    continue
-                control = method in numbers.control_methods
-                style: dict[str, Any] = {"linewidth": 2.0}
-                if control or method not in numbers.edit_methods:
-                    style = {"alpha": 0.45, "linestyle": "--" if control else "-"}
-                axes.annotate(
-                    "",
-                    end,
-                    start,
-                    arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkA": 5, "shrinkB": 0, **style},
-                )
-                # An arrow's end does not stretch the axes: the point beneath it does.
-                axes.plot(*end, marker, color=colour, markersize=4, alpha=0.45 if control else 1.0)
+            points = {
+                k: (100 * rate(numbers, c, k).value, 100 * numbers.get(c, k, "attack_success_rate").value)
+                for c, k in numbers.cells
+                if c == compression
+            }
+            _arrows(axes, numbers, compression, points, index)
         axes.plot([], [], "-", color="#444444", linewidth=2.0, label="as-is → AIRD")
         axes.plot([], [], "--", color="#444444", alpha=0.45, label="as-is → control")
         if {k for _, k in numbers.methods()} - numbers.edit_methods - numbers.control_methods:
             axes.plot([], [], "-", color="#444444", alpha=0.45, label="as-is → another method")
-        axes.set_title(f"{numbers.model}: refusal against over-refusal (lower left is better)")
-        axes.set_xlabel(f"harmless prompts refused (%){_n(refused)}")
+        axes.set_title(f"{numbers.model}: refusal against {price} ({better} is better)")
+        axes.set_xlabel(f"{what} (%){_n(prices)}")
         axes.set_ylabel(f"attack prompts not refused (%){_n(answered)}")
-        axes.set_xlim(left=-2)
+        if price == "over-refusal":
+            axes.set_xlim(left=-2)
         axes.set_ylim(-4, 104)
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
+
+
+# What refusal may be bought with: the axis, which corner is better, how it is read.
+PRICES: dict[str, tuple[str, str, Callable[[Numbers, str, str], Rate]]] = {
+    "over-refusal": (
+        "harmless prompts refused",
+        "lower left",
+        lambda numbers, c, k: numbers.get(c, k, "over_refusal"),
+    ),
+    "zero-shot ability": (
+        "mean zero-shot accuracy",
+        "lower right",
+        lambda numbers, c, k: numbers.zero_shot(c, k)._replace(n=0),  # its n counts tasks
+    ),
+}
+
+
+def _known(numbers: Numbers, price: str) -> bool:
+    values = [PRICES[price][2](numbers, c, k).value for c, k in numbers.cells]
+    return price == "over-refusal" or not all(map(math.isnan, values))
+
+
+def _arrows(
+    axes: Axes, numbers: Numbers, compression: str, points: dict[str, tuple[float, float]], index: int
+) -> None:
+    """From a compression's as-is cell to each of its methods."""
+    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+    start = points.get(AS_IS, (math.nan, math.nan))
+    axes.plot(*start, marker, color=colour, markersize=9, label=compression, linestyle="none")
+    for method, end in points.items():
+        if method == AS_IS or any(map(math.isnan, (*start, *end))):
+            continue
+        control = method in numbers.control_methods
+        style: dict[str, Any] = {"linewidth": 2.0}
+        if control or method not in numbers.edit_methods:
+            style = {"alpha": 0.45, "linestyle": "--" if control else "-"}
+        axes.annotate(
+            "",
+            end,
+            start,
+            arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkA": 5, "shrinkB": 0, **style},
+        )
+        # An arrow's end does not stretch the axes: the point beneath it does.
+        axes.plot(*end, marker, color=colour, markersize=4, alpha=0.45 if control else 1.0)
 
 
 def mediation(models: list[Numbers]) -> Figure:
