@@ -7,6 +7,8 @@ import torch
 from holdfast.architectures import attention, decoder_layers, writer
 from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.files import write_jsonl
+from holdfast.refusal.activations import cache_activations
+from holdfast.refusal.direction import find_direction
 from holdfast.refusal.interventions import component, random_unit
 from tiny import TEXTS, tiny_llama
 
@@ -82,6 +84,19 @@ RECIPE = {
     **{"positions": "all", "layers": "all", "ablation": "plain", "score": "first-token"},
     **{"max_kl": 50.0, "min_induce": -50.0, "filter_train": False, "full_table": False},
 }
+
+
+def studied(model: Path, root: Path, validation: int = 12, **changed: Any) -> dict[str, Path]:
+    """The prompt files of :func:`files`, ``activations`` and ``direction`` of a model, all under ``root``.
+
+    ``changed``: what differs from RECIPE.
+    """
+    made = files(root, validation=validation)
+    made |= {name: root / name for name in ("activations", "direction")}
+    cache_activations(model, made["activations"], made["harmful_train"], made["harmless_train"], {})
+    held_out = made["harmful_validation"], made["harmless_validation"]
+    find_direction(model, made["direction"], made["activations"], *held_out, {**RECIPE, **changed})
+    return made
 
 
 def refusing_llama(folder: Path, strength: float) -> Path:

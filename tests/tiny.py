@@ -10,6 +10,7 @@ from transformers import (
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
@@ -50,6 +51,19 @@ def tiny_tokenizer(texts: tuple[str, ...] = TEXTS) -> PreTrainedTokenizerFast:
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
+
+
+def greedy(model: PreTrainedModel, ids: torch.Tensor, most: int, end: int) -> list[int]:
+    """The greedy answer to ``ids`` [1, token], one token after the other without a cache, ``end`` left out."""
+    found: list[int] = []
+    while len(found) < most:
+        token = int(
+            model(torch.cat([ids, torch.tensor([found], dtype=torch.long)], 1)).logits[0, -1].argmax()
+        )
+        if token == end:
+            break
+        found.append(token)
+    return found
 
 
 def tiny_llama(

@@ -18,7 +18,7 @@ from holdfast.evaluation.sampling import Draw, Sampling
 from holdfast.files import read_json, read_jsonl, write_jsonl
 from holdfast.prompts.templates import encode
 from scipy import stats
-from tiny import TEXTS, tiny_llama
+from tiny import TEXTS, greedy, tiny_llama
 
 SETTINGS = {"thinking": None, "system_prompt": None}
 PROMPTS = [{"id": f"p{i}", "text": text[: 12 + 6 * i].strip()} for i, text in enumerate(TEXTS)]
@@ -45,15 +45,7 @@ def by_hand(model_dir: Path, text: str, suffix: str = "", **settings: Any) -> li
     """The greedy answer, one token after the other."""
     model, tokenizer = load_model(model_dir), load_tokenizer(model_dir)
     ids = encode(tokenizer, [text], {**SETTINGS, **settings}, suffix)["input_ids"]
-    found: list[int] = []
-    while len(found) < 6:
-        token = int(
-            model(torch.cat([ids, torch.tensor([found], dtype=torch.long)], 1)).logits[0, -1].argmax()
-        )
-        if token == tokenizer.eos_token_id:
-            break
-        found.append(token)
-    return found
+    return greedy(model, ids, 6, tokenizer.eos_token_id)
 
 
 def test_an_opening_stands_before_the_answer_and_is_no_part_of_it(

@@ -13,10 +13,8 @@ from holdfast.errors import HoldfastError
 from holdfast.methods.aird import VARIANTS, rank_one
 from holdfast.methods.edit import edit_checkpoint
 from holdfast.methods.edit_search import edited
-from holdfast.refusal.activations import cache_activations
-from holdfast.refusal.direction import find_direction
 from holdfast.refusal.interventions import random_unit
-from planted import RECIPE, files
+from planted import studied
 from safetensors.torch import load_file, save_file
 
 
@@ -25,22 +23,7 @@ def study(
     planted_dir: tuple[Path, torch.Tensor], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     folder, _ = planted_dir
-    root = tmp_path_factory.mktemp("study")
-    made = files(root) | {
-        "dense": folder,
-        "activations": root / "activations",
-        "direction": root / "direction",
-    }
-    cache_activations(folder, made["activations"], made["harmful_train"], made["harmless_train"], {})
-    find_direction(
-        folder,
-        made["direction"],
-        made["activations"],
-        made["harmful_validation"],
-        made["harmless_validation"],
-        RECIPE,
-    )
-    return made
+    return studied(folder, tmp_path_factory.mktemp("study")) | {"dense": folder}
 
 
 def run_edit(

@@ -20,11 +20,10 @@ from holdfast.methods.edit_candidates import Candidate
 from holdfast.methods.edit_choice import NO_GAIN, OVER_REFUSES, Verifier, beaten, choose_edit
 from holdfast.methods.edit_search import EditSearch, Ranking, edited
 from holdfast.prompts.sources import read_records
-from holdfast.refusal.activations import cache_activations
-from holdfast.refusal.direction import find_direction, load_direction
+from holdfast.refusal.direction import load_direction
 from holdfast.refusal.score_check import ANSWER_TOKENS, load_score
 from holdfast.refusal.scores import RefusalScore, first_answer_token, kl_divergence
-from planted import PLANTED_LAYER, RECIPE, REFUSAL, SETTINGS, files, planted_llama, prompts
+from planted import PLANTED_LAYER, REFUSAL, SETTINGS, planted_llama, prompts, studied
 from tiny import TEXTS
 
 PROMPTS = 12  # validation prompts of each kind
@@ -44,17 +43,13 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A model that refuses harmful prompts, its direction, and a copy that writes next to nothing along it."""
     root = tmp_path_factory.mktemp("study")
     dense, _ = planted_llama(root / "dense", REFUSAL, 4.0)
-    made = files(root, validation=PROMPTS) | {"dense": dense, "weak": root / "weak"}
-    cache_activations(dense, root / "activations", made["harmful_train"], made["harmless_train"], {})
-    find_direction(
-        dense, root / "direction", root / "activations", made["harmful_validation"], made["harmless_validation"], RECIPE
-    )  # fmt: skip
+    made = studied(dense, root, validation=PROMPTS) | {"dense": dense, "weak": root / "weak"}
     model = load_model(dense)
     with torch.no_grad():
         writer(decoder_layers(model)[PLANTED_LAYER - 1], "o_proj").weight[:, 0] *= 0.01
     model.save_pretrained(made["weak"])
     load_tokenizer(dense).save_pretrained(made["weak"])
-    return made | {"direction": root / "direction"}
+    return made
 
 
 def run_edit(

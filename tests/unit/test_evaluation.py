@@ -26,7 +26,7 @@ from holdfast.evaluation.zero_shot import zero_shot
 from holdfast.evaluation.zero_shot_tasks import tasks
 from holdfast.files import read_json, read_jsonl, write_jsonl
 from holdfast.prompts.templates import encode
-from tiny import TEXTS, tiny_llama
+from tiny import TEXTS, greedy, tiny_llama
 from transformers import BloomConfig, BloomForCausalLM
 
 ROOT = Path(__file__).parents[2]
@@ -49,15 +49,7 @@ def test_batched_answers_equal_one_by_one_and_a_loop_by_hand(model_dir: Path) ->
     single = complete(model, tokenizer, texts, SETTINGS, max_new_tokens=8, batch_size=1)
     assert [c.tokens for c in batched] == [c.tokens for c in single]
     ids = encode(tokenizer, texts[:1], SETTINGS)["input_ids"]
-    by_hand: list[int] = []
-    while len(by_hand) < 8:
-        token = int(
-            model(torch.cat([ids, torch.tensor([by_hand], dtype=torch.long)], 1)).logits[0, -1].argmax()
-        )
-        if token == tokenizer.eos_token_id:
-            break
-        by_hand.append(token)
-    assert batched[0].tokens == by_hand
+    assert batched[0].tokens == greedy(model, ids, 8, tokenizer.eos_token_id)
 
 
 class Interrupted(Transformers):

@@ -14,10 +14,8 @@ from holdfast.methods.aird import RankOne, rank_one
 from holdfast.methods.edit import edit_checkpoint
 from holdfast.methods.edit_candidates import matrix_inputs
 from holdfast.methods.kept_sparsity import COMPONENTS, RIDGE, kept
-from holdfast.refusal.activations import cache_activations
-from holdfast.refusal.direction import find_direction
 from holdfast.refusal.interventions import random_unit
-from planted import RECIPE, SETTINGS, files, prompts
+from planted import SETTINGS, prompts, studied
 
 ROWS, WIDTH = 24, 160
 
@@ -110,13 +108,8 @@ def study(
 ) -> dict[str, Path]:
     folder, _ = planted_dir
     root = tmp_path_factory.mktemp("study")
-    made = files(root) | {"dense": folder, "pruned": root / "pruned", "direction": root / "direction"}
-    compress(folder, made["pruned"], {"prune": "magnitude", "pattern": "2:4"}, None)
-    cache_activations(folder, root / "activations", made["harmful_train"], made["harmless_train"], {})
-    find_direction(
-        folder, made["direction"], root / "activations", made["harmful_validation"], made["harmless_validation"], RECIPE
-    )  # fmt: skip
-    return made
+    compress(folder, root / "pruned", {"prune": "magnitude", "pattern": "2:4"}, None)
+    return studied(folder, root) | {"dense": folder, "pruned": root / "pruned"}
 
 
 def run_edit(study: dict[str, Path], model: Path, out: Path, **changed: Any) -> dict[str, Any]:

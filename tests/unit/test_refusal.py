@@ -16,7 +16,7 @@ from holdfast.refusal.interventions import ablated, added, random_unit
 from holdfast.refusal.mediation import mediate
 from holdfast.refusal.scores import RefusalScore, kl_divergence, learn_openings
 from holdfast.refusal.selection import choose
-from planted import PLANTED_LAYER, RECIPE, SETTINGS, files, prompts
+from planted import PLANTED_LAYER, RECIPE, SETTINGS, files, prompts, studied
 from safetensors.torch import load_file
 from tiny import TEXTS, tiny_llama
 
@@ -142,12 +142,7 @@ def test_random_direction_does_not_do_what_the_planted_one_does(
     planted_dir: tuple[Path, torch.Tensor], tmp_path: Path
 ) -> None:
     folder, r = planted_dir
-    made = files(tmp_path)
-    activations, direction, out = (tmp_path / n for n in ("activations", "direction", "mediation"))
-    cache_activations(folder, activations, made["harmful_train"], made["harmless_train"], {})
-    find_direction(
-        folder, direction, activations, made["harmful_validation"], made["harmless_validation"], RECIPE
-    )
+    made, out = studied(folder, tmp_path), tmp_path / "mediation"
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     score = RefusalScore(
         tokenizer, SETTINGS, [tokenizer("I", add_special_tokens=False)["input_ids"]], "first-token"
@@ -168,7 +163,7 @@ def test_random_direction_does_not_do_what_the_planted_one_does(
         "judge": "arditi-12",
     }
     held_out = made["harmful_validation"], made["harmless_validation"]
-    mediate(folder, out, direction, *held_out, settings, dense_direction_dir=direction)
+    mediate(folder, out, made["direction"], *held_out, settings, dense_direction_dir=made["direction"])
     answers = read_jsonl(out / "answers.jsonl")
     assert len(answers) == len(read_jsonl(out / "verdicts.jsonl")) == 4 * (2 + (1 + 1 + 2) + (1 + 1 + 2))
     said = {

@@ -9,10 +9,8 @@ import torch
 from holdfast.checkpoints import load_tokenizer
 from holdfast.files import read_json, write_json
 from holdfast.methods.edit import edit_checkpoint
-from holdfast.refusal.activations import cache_activations
-from holdfast.refusal.direction import find_direction
 from holdfast.refusal.score_check import ENOUGH, checked, pick_score, search_score
-from planted import RECIPE, REFUSAL, SETTINGS, files, planted_llama
+from planted import REFUSAL, SETTINGS, planted_llama, studied
 from tiny import tiny_tokenizer
 
 HARMFUL = 20
@@ -105,17 +103,7 @@ def refusing(folder: Path) -> Path:
 
 
 def study(folder: Path, model: Path) -> dict[str, Path]:
-    made = files(folder) | {n: folder / n for n in ("activations", "direction")} | {"model": model}
-    cache_activations(model, made["activations"], made["harmful_train"], made["harmless_train"], {})
-    find_direction(
-        model,
-        made["direction"],
-        made["activations"],
-        made["harmful_validation"],
-        made["harmless_validation"],
-        {**RECIPE, "layers": [2, 3], "positions": [-1]},
-    )
-    return made
+    return studied(model, folder, layers=[2, 3], positions=[-1]) | {"model": model}
 
 
 def searched(made: dict[str, Path], out: Path) -> dict[str, Any]:

@@ -10,10 +10,8 @@ from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.errors import HoldfastError
 from holdfast.files import read_json, read_jsonl, write_json
 from holdfast.prompts.templates import EMPTY_THOUGHT, encode
-from holdfast.refusal.activations import cache_activations
-from holdfast.refusal.direction import find_direction
 from holdfast.refusal.mediation import mediate
-from planted import RECIPE, files, planted_llama
+from planted import files, planted_llama, studied
 
 LAYERS = [2, 3]
 
@@ -29,16 +27,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def direction_of(model_dir: Path, root: Path, thinking: bool | None) -> tuple[dict[str, Any], pd.DataFrame]:
     write_json(model_dir / "holdfast.json", {"thinking": thinking})
-    made = files(root)
-    cache_activations(model_dir, root / "activations", made["harmful_train"], made["harmless_train"], {})
-    find_direction(
-        model_dir,
-        root / "direction",
-        root / "activations",
-        made["harmful_validation"],
-        made["harmless_validation"],
-        {**RECIPE, "layers": LAYERS, "full_table": True},
-    )
+    studied(model_dir, root, layers=LAYERS, full_table=True)
     about = read_json(root / "direction/direction.json")
     return about, pd.read_csv(root / "direction/selection.csv").set_index(["position", "layer"])
 
