@@ -31,6 +31,9 @@ rule tables:
         comparisons=of_checkpoints(
             "<results>/{model}/{compression}/comparison.json", compressed
         ),
+        cosines=of_checkpoints(
+            "<results>/{model}/{compression}/comparison.csv", compressed
+        ),
     output:
         csv="<results>/tables/refusal.csv",
         md="<results>/tables/refusal.md",

@@ -68,6 +68,30 @@ def write_transfer(folder: Path, *, acts: bool) -> None:
     write_json(folder / "transfer.json", found)
 
 
+def write_cosines(path: Path, cosine: float) -> None:
+    """Two positions of three layers: nothing differs before the first block, and only the last one has turned."""
+    bands = {
+        f"{null}{bound}": middle + off
+        for null, middle in {"split_half": 0.97, "random": 0.1, "shuffled": 0.12}.items()
+        for bound, off in {"": 0, "_low": -0.02, "_high": 0.02}.items()
+    }
+    rows = []
+    for position in (-2, -1):
+        rows.append({"position": position, "layer": 0})
+        for layer, at, p in ((1, 0.99, 0.4), (2, cosine, 0.001 if cosine < 0.95 else 0.4)):
+            interval = {"cosine": at, "low": at - 0.01, "high": at + 0.01}
+            row = {
+                "position": position,
+                "layer": layer,
+                **interval,
+                **bands,
+                "p": p,
+                "p_holm": min(1.0, 4 * p),
+            }
+            rows.append(row | ({} if position == -1 else {"cosine": 0.5}))
+    pd.DataFrame(rows, columns=list(rows[1])).to_csv(path, index=False)
+
+
 def write_compression(
     folder: Path, recipe: dict[str, Any], density: float | None, bits: float, cosine: float, layer: int
 ) -> None:
@@ -84,12 +108,19 @@ def write_compression(
         folder / "comparison.json",
         {
             "cosine": {"value": cosine, "low": cosine - 0.05, "high": cosine + 0.05, "n": 40},
-            "explained": cosine**2,
+            "explained": {
+                "value": cosine**2,
+                "n": 40,
+                "low": (cosine - 0.05) ** 2,
+                "high": (cosine + 0.05) ** 2,
+            },
+            "dense": {"layer": 20, "position": -1},
             "p": 0.001 if cosine < 0.95 else 0.4,
             "null_split_half": band,
             "null_random": {"mean": 0, "low": -0.2, "high": 0.2, "n": 9},
         },
     )
+    write_cosines(folder / "comparison.csv", cosine)
     write_transfer(folder, acts=cosine > 0.9)
     write_json(
         folder / "direction/direction.json",
@@ -185,7 +216,7 @@ def write_results(tmp_path: Path) -> Path:
     folder = tmp_path / "demo"
     model = folder / MODEL
     write_compression(model / "dense", {"source": "package:x"}, 1.0, 32, 1.0, 20)
-    for name in ("comparison.json", "transfer.json"):
+    for name in ("comparison.json", "comparison.csv", "transfer.json"):
         (model / "dense" / name).unlink()
     write_compression(model / "wanda-50", {"prune": "wanda", "sparsity": 0.5}, 0.5, 32, 0.8, 18)
     write_compression(model / "rtn-4", {"quantize": "rtn", "bits": 4}, None, 4.25, 0.96, 20)

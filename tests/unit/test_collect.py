@@ -169,6 +169,11 @@ def test_collect_puts_the_mechanism_on_the_as_is_rows(results: Path) -> None:
         "cosine_to_dense": 0.8,
         "cosine_null_split_half": 0.97,
         "cosine_null_random": 0,
+        "direction_explained": 0.64,
+        "cosine_at_layer[1]": 0.99,
+        "cosine_at_layer[2]": 0.8,
+        "cosine_at_layer_null_shuffled[2]": 0.12,
+        "cosine_at_layer_p[2]": 0.004,
         "source_layer": 18,
         "source_position": -1,
         "direction_usable": 1,
@@ -196,7 +201,18 @@ def test_collect_puts_the_mechanism_on_the_as_is_rows(results: Path) -> None:
     assert not of_dense.str.startswith(("cosine", "transfer")).any()
     assert not of_dense.str.contains("-dense").any()  # its own direction is that one
     assert row(frame, "wanda-50", "as-is", "cosine_to_dense").low == pytest.approx(0.75)
+    share = row(frame, "wanda-50", "as-is", "direction_explained")
+    assert (share.n, share.low, share.high) == (40, pytest.approx(0.75**2), pytest.approx(0.85**2))
+    band = row(frame, "wanda-50", "as-is", "cosine_at_layer_null_split_half[1]")
+    assert (band.low, band.high) == (pytest.approx(0.95), pytest.approx(0.99))
+    assert Numbers(frame, MODEL).layers("wanda-50") == [1, 2]  # before the first block nothing differs
     assert not frame[frame["method"] == "aird"]["measure"].isin(["source_layer", "pruned"]).any()
+
+
+def test_a_damaged_table_of_cosines_is_one_line(results: Path) -> None:
+    (results / MODEL / "wanda-50/comparison.csv").write_text("position,layer,cosine\n-1,1,0.5\n")
+    with pytest.raises(HoldfastError, match="not a comparison's table"):
+        collect(results, CELLS, JUDGES)
 
 
 def test_missing_cells_are_marked_and_never_dropped(results: Path, tmp_path: Path) -> None:
@@ -204,7 +220,9 @@ def test_missing_cells_are_marked_and_never_dropped(results: Path, tmp_path: Pat
     frame = collect(results, cells, JUDGES)
     complete = frame[(frame["compression"] == "rtn-4") & (frame["method"] == "as-is")]
     missing = frame[(frame["compression"] == "gptq-4") & (frame["method"] == "as-is")]
-    assert list(missing["measure"]) == list(complete["measure"])
+    # How many layers a model has that was not compared is not known.
+    by_layer = complete["measure"].str.startswith("cosine_at_layer")
+    assert list(missing["measure"]) == list(complete[~by_layer]["measure"])
     assert missing[["value", "n", "low", "high"]].isna().all(axis=None)
     write_tables(frame, tmp_path, JUDGES)
     line = next(
@@ -218,7 +236,8 @@ def test_missing_cells_are_marked_and_never_dropped(results: Path, tmp_path: Pat
         in (tmp_path / "refusal.md").read_text()
     )
     write_figures(frame, tmp_path)
-    assert "missing" in (tmp_path / "asr.svg").read_text()
+    for name in ("asr", "layers"):
+        assert "missing" in (tmp_path / f"{name}.svg").read_text()
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,17 @@ from holdfast.refusal.comparison import (
     cosine_between,
     cosine_table,
     error_product,
+    explained,
     inner_products,
+    p_below,
+)
+from holdfast.refusal.nulls import (
+    cosines,
+    difference,
     random_cosines,
     shuffled_cosines,
     split_half_cosines,
+    split_halves,
 )
 from safetensors.torch import load_file, save_file
 
@@ -78,7 +85,9 @@ def test_a_rotation_by_a_known_angle_in_one_layer_is_found(tmp_path: Path) -> No
     result = compare(dense, turned, tmp_path / "comparison.json", tmp_path / "comparison.csv", seed=0)
     assert result["cosine"]["low"] <= math.cos(ANGLE) <= result["cosine"]["high"]
     assert result["cosine"]["high"] - result["cosine"]["low"] < 0.15
-    assert result["explained"] == pytest.approx(result["cosine"]["value"] ** 2)
+    for bound in ("value", "low", "high"):
+        assert result["explained"][bound] == pytest.approx(result["cosine"][bound] ** 2)
+    assert result["explained"]["low"] < math.cos(ANGLE) ** 2 < result["explained"]["high"]
     assert result["p"] < 0.001
     assert result["null_split_half"]["low"] > result["cosine"]["high"]
     assert max(result["null_random"]["high"], result["null_shuffled"]["high"]) < result["cosine"]["low"]
@@ -86,6 +95,13 @@ def test_a_rotation_by_a_known_angle_in_one_layer_is_found(tmp_path: Path) -> No
     assert table.loc[0, ["cosine", "p"]].isna().all()  # nothing differs there: no direction, no test
     assert table.loc[[1, 3], "cosine"].to_numpy() == pytest.approx(1.0)
     assert (table.loc[[1, 3], "p"] > 0.9).all()
+    assert table.loc[TURNED, "p_holm"] == pytest.approx(3 * table.loc[TURNED, "p"])  # of three places tested
+    assert table.loc[TURNED, "p"] < 1e-6  # and would stand in a table of thousands
+    assert math.isnan(table.loc[0, "p_holm"])
+    assert table.loc[TURNED, "split_half_low"] > table.loc[TURNED, "high"]
+    for null in ("split_half", "random", "shuffled"):
+        low, mean, high = (table.loc[[1, 2, 3], f"{null}{of}"] for of in ("_low", "", "_high"))
+        assert ((low < mean) & (mean < high)).all()
     assert table.loc[TURNED, "low"] <= math.cos(ANGLE) <= table.loc[TURNED, "high"]
     assert json.loads((tmp_path / "comparison.json").read_text()) == result
 
@@ -180,6 +196,69 @@ def test_equal_models_are_not_told_apart() -> None:
     assert found["p"] > 0.9
 
 
+@pytest.mark.parametrize("noise", ["equal", "one large", "falling", "heavy tails"])
+@pytest.mark.parametrize("size", [0.0, 0.6, 2.0])
+def test_a_model_beside_itself_is_told_apart_no_more_often_than_p_says(noise: str, size: float) -> None:
+    """Two samples of prompts of one model, which share no noise, as two models' of the same prompts do."""
+    width, prompts, tables = 48, 40, 80
+    scale = {
+        "equal": torch.ones(width),
+        "one large": torch.tensor([15.0] + [1.0] * (width - 1)),
+        "falling": torch.arange(1, width + 1) ** -0.7,
+        "heavy tails": torch.arange(1, width + 1) ** -0.7,
+    }[noise].double()
+    found = []
+    for seed in range(tables):
+        draw = torch.Generator().manual_seed(seed)
+        x = torch.randn(4, prompts, width, generator=draw, dtype=torch.float64) * scale
+        if noise == "heavy tails":
+            x *= torch.exp(0.6 * torch.randn(4, prompts, 1, generator=draw, dtype=torch.float64))
+        x[::2, :, 5] += size * scale.norm() / 3
+        ours, theirs = (x[0], x[1]), (x[2], x[3])
+        halves = split_half_cosines(ours, 100, seed)
+        found.append(p_below(float(cosines(difference(ours), difference(theirs))), halves, ours))
+    # Of 80 tests at 5 %, 4 are expected, and 9 or more with p = .02
+    assert sum(p < 0.05 for p in found) <= 8
+    assert sum(p < 0.001 for p in found) <= 2
+
+
+def test_p_is_small_enough_for_a_table_and_only_where_there_is_a_direction_to_turn() -> None:
+    draw = torch.Generator().manual_seed(4)
+    r, other = plane()
+    noise = [torch.randn(PROMPTS, WIDTH, generator=draw) for _ in range(2)]
+    ours: Pair = (noise[0] + 4 * r, noise[1])
+    halves = split_half_cosines(ours, 200, 0)
+    # The turned model of the same prompts, by more and more: 256 places take p below 0.05 / 256.
+    falling = []
+    for angle in (0.0, 0.2, 0.4, 0.8):
+        theirs = (noise[0] + 4 * (math.cos(angle) * r + math.sin(angle) * other), noise[1])
+        falling.append(p_below(float(cosines(difference(ours), difference(theirs))), halves, ours))
+    assert falling == sorted(falling, reverse=True)
+    assert falling[0] > 0.9
+    assert falling[-1] < 0.05 / 256
+    # Where nothing differs but noise, not even the opposite is a turn.
+    nothing: Pair = (noise[0], noise[1])
+    assert p_below(-1.0, split_half_cosines(nothing, 200, 0), nothing) == 1
+
+
+def test_a_squared_interval_that_holds_no_direction_begins_at_nothing() -> None:
+    r, other = (v.float() for v in plane())
+
+    def share(angle: float, low: float, high: float) -> dict[str, float | int]:
+        value = math.cos(angle)
+        turned = value * r + math.sin(angle) * other
+        return explained(r, turned, {"value": value, "n": 9, "low": low, "high": high})
+
+    assert share(1.4, -0.5, 0.4) == {
+        "value": pytest.approx(math.cos(1.4) ** 2),
+        "n": 9,
+        "low": 0,
+        "high": 0.25,
+    }
+    opposite = share(2.2, -0.8, -0.3)
+    assert (opposite["low"], opposite["high"]) == (pytest.approx(0.09), pytest.approx(0.64))
+
+
 def test_nulls_of_noise() -> None:
     generator = torch.Generator().manual_seed(0)
     noise: Pair = (torch.randn(60, 200, generator=generator), torch.randn(60, 200, generator=generator))
@@ -194,6 +273,8 @@ def test_split_halves_share_no_prompt() -> None:
     x = torch.eye(8)  # one prompt a dimension: halves that shared one would not be at right angles
     found = split_half_cosines((x, torch.zeros(8, 8)), 20, 0)
     assert abs(found).max() < 1e-12
+    a, b = split_halves((x, torch.zeros(8, 8)), 20, 0)
+    assert torch.equal(a + b, torch.full((20, 8), 1 / 4, dtype=torch.float64))
 
 
 def test_other_prompts_are_refused(tmp_path: Path) -> None:
@@ -208,6 +289,7 @@ def test_a_table_has_a_row_for_every_place() -> None:
     table = cosine_table(activations(False), activations(True), seed=0, draws=50)
     assert list(table["layer"]) == list(range(LAYERS))
     assert (table["position"] == -1).all()
+    assert list(table.columns[-2:]) == ["p", "p_holm"]
 
 
 def test_a_filtered_direction_is_compared_over_the_prompts_it_is_of(tmp_path: Path) -> None:
@@ -227,8 +309,8 @@ def test_a_filtered_direction_is_compared_over_the_prompts_it_is_of(tmp_path: Pa
     write_json(turned / "direction/direction.json", {**about, "train_rows": few})
     found = compare(dense, turned, tmp_path / "b.json", tmp_path / "b.csv", seed=0)
     # The value is of the directions as they are chosen, the interval of the same prompts, and wider for being fewer.
-    assert found["explained"] == pytest.approx(found["cosine"]["value"] ** 2)
-    assert whole["explained"] != pytest.approx(whole["cosine"]["value"] ** 2, abs=1e-6)
+    assert found["explained"]["value"] == pytest.approx(found["cosine"]["value"] ** 2)
+    assert whole["explained"]["value"] != pytest.approx(whole["cosine"]["value"] ** 2, abs=1e-6)
     widths = [r["cosine"]["high"] - r["cosine"]["low"] for r in (whole, found)]
     assert widths[1] > 1.5 * widths[0]
     assert found["cosine"]["low"] < found["cosine"]["value"] < found["cosine"]["high"]

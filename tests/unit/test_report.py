@@ -8,7 +8,7 @@ from holdfast.errors import HoldfastError
 from holdfast.files import read_json, write_json, write_jsonl
 from holdfast.report.claims import ablation, addition, claims
 from holdfast.report.collect import collect
-from holdfast.report.figures import ALT, write_figures
+from holdfast.report.figures import ALT, layers, write_figures
 from holdfast.report.findings import mechanism_findings, repair_findings, transfer_findings
 from holdfast.report.numbers import Numbers
 from holdfast.report.page import write_page
@@ -17,6 +17,7 @@ from holdfast.report.tables import read_tables, terminal_tables, write_tables
 from holdfast.report.tables.mechanism import mechanism_table
 from holdfast.report.tables.repair import repair_table
 from holdfast.report.tables.transfer import transfer_table
+from matplotlib.collections import LineCollection
 from written_results import CELLS, JUDGES, MODEL, write_cell, write_compression, write_search
 
 
@@ -252,6 +253,24 @@ def test_figures_are_deterministic_and_dateless(results: Path, tmp_path: Path) -
         assert MODEL.encode() in svg
 
 
+def test_the_cosine_at_every_layer_is_drawn_with_its_interval_and_nulls(results: Path) -> None:
+    frame = collect(results, CELLS, JUDGES)
+    drawn = layers([Numbers(frame, MODEL)])
+    wanda, rtn = drawn.axes
+    lines = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in wanda.lines}
+    assert lines["compressed against dense, 95 % interval"] == [(1, 0.99), (2, 0.8)]
+    assert lines["below split halves, Holm-corrected p < 0.05"] == [(2, 0.8)]
+    assert [x for x, _ in lines["the dense direction's layer"]] == [20, 20]
+    (intervals,) = [c for c in wanda.collections if isinstance(c, LineCollection)]
+    ends = [(path.vertices[0][1], path.vertices[-1][1]) for path in intervals.get_paths()]
+    assert ends == [pytest.approx((0.98, 1.0)), pytest.approx((0.79, 0.81))]
+    bands = {c.get_label(): c.get_paths()[0].get_extents() for c in wanda.collections if c is not intervals}
+    assert [(round(b.ymin, 2), round(b.ymax, 2)) for b in bands.values()] == [
+        (0.95, 0.99), (0.1, 0.14), (0.08, 0.12)]  # fmt: skip
+    unturned = {line.get_label(): line.get_xdata() for line in rtn.lines}
+    assert len(unturned["below split halves, Holm-corrected p < 0.05"]) == 0
+
+
 def page(results: Path, cells: list[tuple[str, str, str]] = CELLS) -> str:
     out = results / "report/index.html"
     write_page(out, results, cells, JUDGES, "study: demo\nmodels: {<b>}\n", collect(results, cells, JUDGES))
@@ -382,5 +401,6 @@ def test_a_score_that_is_not_known_to_track_refusal_is_told(results: Path) -> No
     (said,) = [f for f in mechanism_findings(numbers) if f.startswith("The refusal score")]
     assert "in: wanda-50, rtn-4 (too few refusals or answers to check it in: wanda-50)" in said
     rows = {row[0]: row for row in mechanism_table(numbers).rows}
-    assert "(score in doubt)" in rows["rtn-4"][6]
-    assert "(score in doubt)" not in rows["dense"][6]
+    assert "(score in doubt)" in rows["rtn-4"][7]
+    assert "(score in doubt)" not in rows["dense"][7]
+    assert rows["wanda-50"][3] == "0.640 [0.562, 0.723]"  # explained by the dense direction

@@ -5,6 +5,7 @@ prompts, so intervals leave each prompt out of both at once (a paired jackknife)
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pandas as pd
 import torch
 from scipy import stats
 from torch import Tensor
+from tqdm import tqdm
 
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_file, write_json
@@ -20,20 +22,30 @@ from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
 from holdfast.refusal.activations import load_activations
 from holdfast.refusal.direction import Direction, load_direction, refuse_other_places
+from holdfast.refusal.nulls import (
+    Pair,
+    cosines,
+    difference,
+    random_cosines,
+    shuffled_cosines,
+    split_half_cosines,
+)
+from holdfast.statistics import holm
 
 DRAWS = 2000  # of every null at the sources
 TABLE_DRAWS = 200  # at every position and layer
+NEAR_ONE = 1 - 1e-12  # the largest cosine whose artanh is told from infinity
 
-MEASURES = ("cosine", "low", "high", "split_half", "random", "shuffled", "p")
+NULLS = ("split_half", "random", "shuffled")
+MEASURES = (
+    "cosine",
+    "low",
+    "high",
+    *(f"{null}{bound}" for null in NULLS for bound in ("", "_low", "_high")),
+    "p",
+)
 
-Pair = tuple[Tensor, Tensor]  # block inputs [prompt, d_model] at one place, harmful and harmless
 Kept = tuple[Tensor, Tensor]  # whether a direction is of each prompt, bool [prompt], harmful and harmless
-
-
-def cosines(a: Tensor, b: Tensor) -> np.ndarray:
-    """Row by row over the last axis."""
-    a, b = a.double(), b.double()
-    return ((a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))).numpy()
 
 
 def summary(values: np.ndarray) -> dict[str, float | int]:
@@ -42,62 +54,8 @@ def summary(values: np.ndarray) -> dict[str, float | int]:
     return {"mean": float(values.mean()), "low": float(low), "high": float(high), "n": len(values)}
 
 
-def difference(pair: Pair) -> Tensor:
-    return pair[0].double().mean(0) - pair[1].double().mean(0)
-
-
 def used(pair: Pair, kept: Kept) -> Pair:
     return pair[0][kept[0]], pair[1][kept[1]]
-
-
-def weighted_differences(pair: Pair, weights: Pair) -> Tensor:
-    """Differences of weighted means [draw, d_model]; ``weights`` [draw, prompt], of each kind."""
-    return weights[0] @ pair[0].double() - weights[1] @ pair[1].double()
-
-
-def split_half_cosines(pair: Pair, draws: int, seed: int) -> np.ndarray:
-    """Cosines of two differences of means of the *same* model, each over a random half of the prompts.
-
-    The ceiling for any comparison: two halves differ by sampling alone (and, being halves, by more than two whole sets
-    would).
-    """
-    draw = np.random.default_rng(seed)
-    halves: list[list[Tensor]] = [[], []]
-    for x in pair:
-        half = len(x) // 2
-        order = torch.from_numpy(draw.permuted(np.tile(np.arange(len(x)), (draws, 1)), axis=1))
-        for number in (0, 1):
-            chosen = order[:, number * half : (number + 1) * half]
-            halves[number].append(
-                torch.zeros(draws, len(x), dtype=torch.float64).scatter_(1, chosen, 1 / half)
-            )
-    a, b = (weighted_differences(pair, (h[0], h[1])) for h in halves)
-    return cosines(a, b)
-
-
-def random_directions(pair: Pair, draws: int, seed: int) -> Tensor:
-    """Directions drawn with the activations' own covariance within each kind, float64 [draw, d_model], of any length.
-
-    In an anisotropic residual stream, such directions agree more than 1/√d_model suggests.
-    """
-    centred = torch.cat([x.double() - x.double().mean(0) for x in pair])
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(draws, len(centred), generator=generator, dtype=torch.float64) @ centred
-
-
-def random_cosines(pair: Pair, direction: Tensor, draws: int, seed: int) -> np.ndarray:
-    """Absolute cosines of ``direction`` with :func:`random_directions`."""
-    return np.abs(cosines(random_directions(pair, draws, seed), direction[None]))
-
-
-def shuffled_cosines(pair: Pair, direction: Tensor, draws: int, seed: int) -> np.ndarray:
-    """Absolute cosines of ``direction`` with differences of means over shuffled labels: no prompt's kind is known."""
-    draw = np.random.default_rng(seed)
-    together, count = torch.cat([x.double() for x in pair]), len(pair[0])
-    order = torch.from_numpy(draw.permuted(np.tile(np.arange(len(together)), (draws, 1)), axis=1))
-    weights = torch.full((draws, len(together)), -1 / (len(together) - count), dtype=torch.float64)
-    weights.scatter_(1, order[:, :count], 1 / count)
-    return np.abs(cosines(weights @ together, direction[None]))
 
 
 def error_product(x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,6 +160,22 @@ def everything(pair: Pair) -> Kept:
     return harmful, harmless
 
 
+def beside_nulls(
+    ours: Pair, theirs: Pair, draws: int, seed: int, kept: tuple[Kept, Kept] | None
+) -> tuple[dict[str, Any], np.ndarray]:
+    """The cosine of two differences of means with its interval and the nulls; and the split halves' cosines [draw]."""
+    between = cosine_between(ours, theirs, kept)
+    if kept:
+        ours, theirs = used(ours, kept[0]), used(theirs, kept[1])
+    halves = split_half_cosines(ours, draws, seed)
+    return {
+        "cosine": between,
+        "null_split_half": summary(halves),
+        "null_random": summary(random_cosines(ours, difference(ours), draws, seed)),
+        "null_shuffled": summary(shuffled_cosines(theirs, difference(ours), draws, seed)),
+    }, halves
+
+
 def compared(
     ours: Pair, theirs: Pair, draws: int, seed: int, kept: tuple[Kept, Kept] | None = None
 ) -> dict[str, Any]:
@@ -212,17 +186,47 @@ def compared(
         ours, theirs: the dense and the compressed model's block inputs of the same prompts, each at its source.
         kept: as of :func:`cosine_between`; the nulls are of the same prompts.
     """
-    between = cosine_between(ours, theirs, kept)
-    if kept:
-        ours, theirs = used(ours, kept[0]), used(theirs, kept[1])
-    halves = split_half_cosines(ours, draws, seed)
-    return {
-        "cosine": between,
-        "null_split_half": summary(halves),
-        "null_random": summary(random_cosines(ours, difference(ours), draws, seed)),
-        "null_shuffled": summary(shuffled_cosines(theirs, difference(ours), draws, seed)),
-        "p": float((1 + (halves <= between["value"]).sum()) / (1 + draws)),
-    }
+    found, halves = beside_nulls(ours, theirs, draws, seed, kept)
+    return found | {"p": float((1 + (halves <= found["cosine"]["value"]).sum()) / (1 + draws))}
+
+
+def halves_error(pair: Pair) -> float:
+    """Standard error, over samples of prompts, of Fisher's z of the cosine that split halves have on average.
+
+    Splits of one sample all have its means; how far those lie from other samples' they do not show. On average halves
+    have the cosine s / (s + 2 v): s the squared length of the difference of means freed of noise, v the noise's own
+    (twice as much in half of the prompts). The delete-one jackknife of its artanh, both kinds added up.
+    """
+    kept = everything(pair)
+    _, lengths = inner_products(pair, pair, kept, kept)
+    variance = 0.0
+    for length, left in zip(lengths, without_each(pair, kept), strict=True):
+        noise = (left * left).sum(-1) - length
+        z = (length / (length + 2 * noise)).clamp(-NEAR_ONE, NEAR_ONE).atanh()
+        variance += float((len(z) - 1) * z.var(correction=0))
+    return math.sqrt(variance)
+
+
+def p_below(value: float, halves: np.ndarray, pair: Pair) -> float:
+    """One-sided p that resampling the dense model's prompts gives a cosine as low, small enough for Holm over a table.
+
+    A rank among few draws could not be. Fisher's z = artanh(cosine) is taken for normal about the split halves' mean,
+    with their variance (a prediction, as in :func:`holdfast.statistics.p_beyond`) and the square of
+    :func:`halves_error` added up; Student's t with n − 2 degrees of freedom. 1 where by the same measure the halves
+    do not agree beyond noise: without a direction there is none to turn.
+
+    Args:
+        value: a cosine.
+        halves: [draw] cosines of split halves of ``pair``, the dense model's block inputs.
+    """
+    z = np.arctanh(np.clip(halves, -NEAR_ONE, NEAR_ONE))
+    error = math.sqrt(z.var(ddof=1) * (1 + 1 / len(z)) + halves_error(pair) ** 2)
+    freedom = len(pair[0]) + len(pair[1]) - 2
+    below = float(z.mean() - np.arctanh(np.clip(value, -NEAR_ONE, NEAR_ONE)))
+    if not z.mean() > stats.t.ppf(0.975, freedom) * error:
+        return 1.0
+    # Without any scatter at all, rounding is all that a cosine can differ by.
+    return float(stats.t.sf(below / max(error, 1e-6), freedom))
 
 
 def at(activations: dict[str, Tensor], position: int, layer: int) -> Pair:
@@ -252,33 +256,43 @@ def cosine_table(
     draws: int = TABLE_DRAWS,
     kept: tuple[Kept, Kept] | None = None,
 ) -> pd.DataFrame:
-    """One row a position and layer: the cosine, its interval, the means of the nulls, p as in :func:`compared`.
+    """One row a position and layer: the cosine, its interval, the nulls, p as of :func:`p_below`, and p adjusted by
+    Holm over the table (``p_holm``).
 
     NaN where a model has no difference of means (the template's own tokens before the first block).
     """
     _, positions, layers, _ = dense["harmful"].shape
+    places = [(position, layer) for position in range(-positions, 0) for layer in range(layers)]
     rows = []
-    for position in range(-positions, 0):
-        for layer in range(layers):
-            pairs = at(dense, position, layer), at(compressed, position, layer)
-            place = {"position": position, "layer": layer}
-            if not all(differ(pair) for pair in pairs):
-                rows.append(place | dict.fromkeys(MEASURES, math.nan))
-                continue
-            found = compared(*pairs, draws, seed, kept)
-            rows.append(
-                place
-                | {
-                    "cosine": found["cosine"]["value"],
-                    "low": found["cosine"]["low"],
-                    "high": found["cosine"]["high"],
-                    "split_half": found["null_split_half"]["mean"],
-                    "random": found["null_random"]["mean"],
-                    "shuffled": found["null_shuffled"]["mean"],
-                    "p": found["p"],
-                }
-            )
-    return pd.DataFrame(rows, columns=["position", "layer", *MEASURES])
+    for position, layer in tqdm(places, desc="cosines", unit="place", mininterval=2):
+        pairs = at(dense, position, layer), at(compressed, position, layer)
+        row = {"position": position, "layer": layer} | dict.fromkeys(MEASURES, math.nan)
+        if all(differ(pair) for pair in pairs):
+            found, halves = beside_nulls(*pairs, draws, seed, kept)
+            between = found["cosine"]
+            row |= {"cosine": between["value"], "low": between["low"], "high": between["high"]}
+            for null in NULLS:
+                band = found[f"null_{null}"]
+                row |= {null: band["mean"], f"{null}_low": band["low"], f"{null}_high": band["high"]}
+            ours = used(pairs[0], kept[0]) if kept else pairs[0]
+            row["p"] = p_below(between["value"], halves, ours)
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=["position", "layer", *MEASURES])
+    return table.assign(p_holm=holm(list(table["p"])))
+
+
+def explained(ours: Tensor, theirs: Tensor, between: Mapping[str, float | int]) -> dict[str, float | int]:
+    """Share of the compressed direction's squared length that lies along the dense one: the cosine squared.
+
+    Args:
+        ours, theirs: the two directions [d_model], as they are used.
+        between: their :func:`cosine_between`, whose interval is squared: where it holds 0, so does the share's.
+    """
+    value = float(cosines(ours, theirs)) ** 2
+    squares = [between["low"] ** 2, between["high"] ** 2]
+    low = 0.0 if between["low"] <= 0 <= between["high"] else min(squares)
+    # Of directions in float32, the value may lie a rounding error outside.
+    return {"value": value, "n": between["n"], "low": min(low, value), "high": max(*squares, value)}
 
 
 def compare(dense: Path, compressed: Path, out: Path, table: Path, seed: int) -> dict[str, Any]:
@@ -312,10 +326,10 @@ def compare(dense: Path, compressed: Path, out: Path, table: Path, seed: int) ->
     pair = [at(a, d.position, d.layer) for a, d in zip(activations, (ours, theirs), strict=True)]
     at_dense_source = at(activations[1], ours.position, ours.layer)
     kept = kept_prompts(ours, activations[0]), kept_prompts(theirs, activations[1])
-    result = compared(pair[0], pair[1], DRAWS, seed, kept) | {
+    at_sources = compared(pair[0], pair[1], DRAWS, seed, kept)
+    result = at_sources | {
         "cosine_same_source": cosine_between(pair[0], at_dense_source, kept),
-        # Of the compressed direction's squared length, what lies along the dense one.
-        "explained": float(cosines(ours.unit, theirs.unit)) ** 2,
+        "explained": explained(ours.unit, theirs.unit, at_sources["cosine"]),
         **{name: {"layer": d.layer, "position": d.position} for name, d in places.items()},
     }
     write_json(out, result)

@@ -20,9 +20,10 @@ from holdfast.files import write_json
 from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
 from holdfast.refusal.activations import load_activations
-from holdfast.refusal.comparison import at, random_directions
+from holdfast.refusal.comparison import at
 from holdfast.refusal.direction import Direction, load_direction, load_fitting, refuse_other_places
 from holdfast.refusal.interventions import ablated
+from holdfast.refusal.nulls import random_directions
 from holdfast.refusal.passes import BlockInputs, next_token_logits, pack_size
 from holdfast.refusal.prompt_trees import Prompts, Rows
 from holdfast.refusal.score_check import load_score

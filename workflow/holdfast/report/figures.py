@@ -14,10 +14,12 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from holdfast.config.cells import AS_IS
+from holdfast.config.cells import AS_IS, DENSE
 from holdfast.files import write_text
 from holdfast.report.numbers import Numbers
+from holdfast.report.repairs import SIGNIFICANT
 from holdfast.statistics import Rate
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -46,11 +48,12 @@ ALT = {
     "frontier": "Attack success rate against over-refusal and zero-shot accuracy; arrows lead from as-is to the edits.",
     "mediation": "Refusal of harmful prompts with the direction ablated, and of harmless ones with it added.",
     "cosine": "Cosine of each compressed model's refusal direction with the dense model's, beside chance.",
+    "layers": "Cosine of the compressed and the dense model's differences of means at every layer, with three nulls.",
 }
 
 
 def write_figures(frame: pd.DataFrame, out_dir: Path) -> None:
-    """Write ``asr.svg``, ``frontier.svg``, ``mediation.svg`` and ``cosine.svg`` into ``out_dir``."""
+    """Write ``asr.svg``, ``frontier.svg``, ``mediation.svg``, ``cosine.svg`` and ``layers.svg`` into ``out_dir``."""
     for name, svg in render_figures(frame).items():
         write_text(out_dir / f"{name}.svg", svg)
 
@@ -63,6 +66,7 @@ def render_figures(frame: pd.DataFrame) -> dict[str, str]:
         "frontier": frontier,
         "mediation": mediation,
         "cosine": cosine,
+        "layers": layers,
     }
     with mpl.rc_context(STYLE):
         return {name: _svg(draw(numbers), ALT[name]) for name, draw in drawn.items()}
@@ -223,6 +227,57 @@ def cosine(models: list[Numbers]) -> Figure:
         axes.set_title(f"{numbers.model}: has the refusal direction turned?")
         axes.set_xlabel("cosine with the dense model's refusal direction (1 = the same)")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=1)
+    return figure
+
+
+def layers(models: list[Numbers]) -> Figure:
+    """One panel a compression."""
+    shown = [(numbers, c) for numbers in models for c in numbers.compressed()]
+    figure, panels = _panels([6] * len(shown))
+    bands = [
+        ("split_half", "split halves of the prompts, same model", "#56B4E9"),
+        ("shuffled", "shuffled labels", "#E69F00"),
+        ("random", "random directions (chance)", "#BBBBBB"),
+    ]
+    for axes, (numbers, compression) in zip(panels, shown, strict=True):
+        known = numbers.layers(compression)
+
+        def at(measure: str, of: Numbers = numbers, name: str = compression) -> list[Rate]:
+            return [of.get(name, AS_IS, f"{measure}[{layer}]") for layer in of.layers(name)]
+
+        for null, label, colour in bands:
+            rates = at(f"cosine_at_layer_null_{null}")
+            low, high = [r.low for r in rates], [r.high for r in rates]
+            axes.fill_between(
+                known, low, high, color=colour, alpha=0.6, linewidth=0, label=f"{label}, 95 % band"
+            )
+        rates = at("cosine_at_layer")
+        axes.vlines(known, [r.low for r in rates], [r.high for r in rates], color="black", linewidth=1)
+        values = [r.value for r in rates]
+        axes.plot(
+            known, values, "o", color="black", markersize=4, label="compressed against dense, 95 % interval"
+        )
+        turned = [p.value < SIGNIFICANT for p in at("cosine_at_layer_p")]
+        axes.plot(
+            [layer for layer, is_so in zip(known, turned, strict=True) if is_so],
+            [value for value, is_so in zip(values, turned, strict=True) if is_so],
+            "D",
+            label=f"below split halves, Holm-corrected p < {SIGNIFICANT}",
+            **{**DIAMOND, "markersize": 6},
+        )
+        source = numbers.get(DENSE, AS_IS, "source_layer").value
+        if known and not math.isnan(source):
+            axes.axvline(source, color="#444444", linestyle=":", label="the dense direction's layer")
+        if not known:
+            axes.text(0.5, 0.5, "missing", transform=axes.transAxes, ha="center", style="italic")
+        axes.set_ylim(min([-0.1, *(r.low for r in rates)]) - 0.05, 1.05)
+        axes.set_title(f"{numbers.model}, {compression}: the direction at every layer")
+        axes.set_xlabel(f"layer, at the dense direction's position{_n(rates)}")
+        axes.set_ylabel("cosine with dense")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if panels:
+        marks = next((axes for axes in panels if axes.lines), panels[0]).get_legend_handles_labels()
+        panels[-1].legend(*marks, loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=2, fontsize=9)
     return figure
 
 

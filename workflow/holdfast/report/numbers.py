@@ -52,6 +52,13 @@ class Numbers:
     def compressed(self) -> list[str]:
         return [c for c in self.compressions if c != DENSE]
 
+    def layers(self, compression: str) -> list[int]:
+        """Those at which it was compared with the dense model."""
+        prefix = "cosine_at_layer["
+        return [
+            int(m[len(prefix) : -1]) for c, _, m in self._rates if c == compression and m.startswith(prefix)
+        ]
+
     def tasks(self) -> list[str]:
         return [m[len("zero_shot[") : -1] for m in self.measures if m.startswith("zero_shot[")]
 

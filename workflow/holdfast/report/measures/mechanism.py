@@ -1,8 +1,12 @@
 """What a compression is, and where refusal lives in it: direction, comparison, mediation."""
 
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from holdfast.config.cells import DENSE
+from holdfast.errors import HoldfastError
 from holdfast.report.measures import mediation
 from holdfast.report.measures.reading import band, json_object, point, weights
 from holdfast.statistics import Rate
@@ -16,7 +20,14 @@ MEASURES = {
     "cosine_null_random": "cosine of chance directions: mean, interval",
     "cosine_null_shuffled": "cosine of differences of means over shuffled labels: mean, interval",
     "cosine_p": "p that two halves of the dense model's prompts give a cosine as low, one-sided",
-    "direction_explained": "share of the compressed direction's squared length along the dense one",
+    "direction_explained": "share of the compressed direction's squared length along the dense one; as cosine_to_dense",
+    "cosine_at_layer[LAYER]": "cosine of the two models' differences of means at this layer, at the dense direction's "
+    "position; jackknife over prompts",
+    "cosine_at_layer_null_split_half[LAYER]": "its null, as cosine_null_split_half: mean, interval",
+    "cosine_at_layer_null_random[LAYER]": "as cosine_null_random",
+    "cosine_at_layer_null_shuffled[LAYER]": "as cosine_null_shuffled",
+    "cosine_at_layer_p[LAYER]": "p that resampling the dense model's prompts gives a cosine as low, Holm over "
+    "comparison.csv (every layer and position)",
     "source_layer": "layer the direction comes from",
     "source_position": "token position it comes from, from the end",
     "direction_seconds": "seconds that caching activations and finding the direction took together",
@@ -26,6 +37,8 @@ MEASURES = {
     "score_checked": "1 when there were refusals and answers enough to check it",
     "score_auroc": "AUROC of the refusal score against generated refusals",
 } | mediation.MEASURES
+
+NULLS = ("split_half", "random", "shuffled")
 
 
 def mechanism(compression: Path, name: str) -> dict[str, Rate]:
@@ -49,9 +62,10 @@ def mechanism(compression: Path, name: str) -> dict[str, Rate]:
         measured["cosine_to_dense"] = band(comparison.get("cosine"), "value")
         measured["cosine_to_dense_same_source"] = band(comparison.get("cosine_same_source"), "value")
         measured["cosine_p"] = point(comparison.get("p"))
-        measured["direction_explained"] = point(comparison.get("explained"))
-        for null in ("split_half", "random", "shuffled"):
+        measured["direction_explained"] = band(comparison.get("explained"), "value")
+        for null in NULLS:
             measured[f"cosine_null_{null}"] = band(comparison.get(f"null_{null}"), "mean")
+        measured |= _by_layer(compression / "comparison.csv", comparison)
     direction = json_object(compression / "direction/direction.json") or {}
     usable = direction.get("usable")
     return (
@@ -67,6 +81,34 @@ def mechanism(compression: Path, name: str) -> dict[str, Rate]:
         | {key: point(direction.get(key)) for key in ("score_valid", "score_checked")}
         | {"score_auroc": point((direction.get("auroc") or {}).get(direction.get("score")))}
     )
+
+
+def _by_layer(path: Path, comparison: dict[str, Any]) -> dict[str, Rate]:
+    """The comparison at the dense direction's position, every layer where both models have differences of means."""
+    if not (path.is_file() and "dense" in comparison):
+        return {}
+    bounds = ("", "_low", "_high")
+    columns = ("cosine", "low", "high", *(f"{null}{bound}" for null in NULLS for bound in bounds), "p_holm")
+    try:
+        table = (
+            pd.read_csv(path, float_precision="round_trip")
+            .set_index(["position", "layer"])[list(columns)]
+            .astype("float64")
+        )
+        rows = table.xs(comparison["dense"]["position"], level="position").dropna(subset="cosine")
+    except (KeyError, ValueError) as error:
+        raise HoldfastError(
+            "not a comparison's table", str(path), "delete it and run `holdfast compare`"
+        ) from error
+    n = (comparison.get("cosine") or {}).get("n") or 0
+    measured = {}
+    for layer, row in rows.iterrows():
+        measured[f"cosine_at_layer[{layer}]"] = Rate(row["cosine"], n, row["low"], row["high"])
+        for null in NULLS:
+            middle, low, high = (row[f"{null}{bound}"] for bound in bounds)
+            measured[f"cosine_at_layer_null_{null}[{layer}]"] = Rate(middle, 0, low, high)
+        measured[f"cosine_at_layer_p[{layer}]"] = point(row["p_holm"])
+    return measured
 
 
 def _seconds(compression: Path, *stages: str) -> float | None:

@@ -10,11 +10,12 @@ from holdfast.report.wording import number, whole
 def mechanism_table(numbers: Numbers) -> Table:
     rows = []
     for compression in numbers.compressions:
-        cosine, same, split, shuffled, chance, layer, position = (
+        cosine, same, share, split, shuffled, chance, layer, position = (
             numbers.get(compression, AS_IS, m)
             for m in (
                 "cosine_to_dense",
                 "cosine_to_dense_same_source",
+                "direction_explained",
                 "cosine_null_split_half",
                 "cosine_null_shuffled",
                 "cosine_null_random",
@@ -29,7 +30,7 @@ def mechanism_table(numbers: Numbers) -> Table:
             source += " (relaxed filters)"
         if numbers.get(compression, AS_IS, "score_valid").value == 0:
             source += " (score in doubt)"
-        cosines = [number(c, 3) for c in (cosine, same, split, shuffled, chance)]
+        cosines = [number(c, 3) for c in (cosine, same, share, split, shuffled, chance)]
         rows.append([compression, *cosines, source])
     note = (
         "Relaxed filters: the direction passes the study's bounds on KL and induce, "
@@ -41,6 +42,7 @@ def mechanism_table(numbers: Numbers) -> Table:
             "Compression",
             "Cosine to dense",
             "At the dense source",
+            "Explained by dense",
             "Split-half null",
             "Shuffled null",
             "Random null",
@@ -48,6 +50,8 @@ def mechanism_table(numbers: Numbers) -> Table:
         ],
         rows,
         note,
+        "Explained by dense: the share of the direction's squared length that lies along the dense one, the first "
+        "cosine squared. "
         "A cosine below the split-half null is more change than sampling of prompts makes; above it nothing is "
         "decided, for two halves share no prompt and two models do. The shuffled null is what the compressed model "
         "gives when no prompt's kind is known, the random null what unrelated directions reach.",
