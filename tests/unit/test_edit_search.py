@@ -164,7 +164,8 @@ def test_nothing_is_edited_where_nothing_was_lost(study: dict[str, Path], tmp_pa
     about = run_edit(study, study["dense"], tmp_path / "out", SEARCHED)
     assert (about["layers"], about["alpha"], about["validation"]["tries"]) == ([], 0, [])
     assert "nothing to gain" in about["reason"]
-    assert about["leaderboard"]
+    assert (about["leaderboard"], about["trace"]) == ([], [])  # and not searched
+    assert about["validation"]["before"]["harmful_refused"]["value"] == 1
     for file in study["dense"].glob("*.safetensors"):
         assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
 
@@ -243,7 +244,7 @@ class TestTheGuard:
         search = EditSearch(
             verifier.model, score, verifier.harmful, verifier.harmless, [1], study["weak"], 50.0
         )
-        winner, about = choose_edit(Ranking(search, candidates), verifier)
+        winner, about = choose_edit(Ranking(search, candidates), verifier, verifier.refused())
         tries = about["validation"]["tries"]
         assert winner is None
         assert [(row["alpha"], row["rejected"]) for row in tries] == [
@@ -253,7 +254,7 @@ class TestTheGuard:
         assert [row["rejected"] for row in about["leaderboard"]] == [OVER_REFUSES] * 3
 
         lenient = replace(verifier, max_over_refusal=1.0)
-        winner, about = choose_edit(Ranking(search, candidates), lenient)
+        winner, about = choose_edit(Ranking(search, candidates), lenient, lenient.refused())
         tries = about["validation"]["tries"]
         assert {row["alpha"] for row in tries} == {4.0, 8.0, 16.0}
         assert winner is candidates[2]  # the best score first; none refuses more
@@ -268,7 +269,7 @@ class TestTheGuard:
         search = EditSearch(
             verifier.model, score, verifier.harmful, verifier.harmless, [1], study["weak"], 50.0
         )
-        winner, about = choose_edit(Ranking(search, candidates), verifier)
+        winner, about = choose_edit(Ranking(search, candidates), verifier, verifier.refused())
         first, second = about["leaderboard"]
         assert (first["alpha"], second["alpha"]) == (0.6, 0.5)
         assert first["rejected"] is None

@@ -91,15 +91,19 @@ def edit_checkpoint(
         if score is None:
             winner, searched["reason"] = None, f"no search: {searched['score']['reason']}"
         else:
-            starts = [min(candidate.layers) for candidate in tried]
             prompts = texts["harmful"], texts["harmless"]
-            search = EditSearch(model, score, *prompts, starts, model_dir, bounds["max_kl"])
-            ranking = Ranking(search, tried)
             verifier = Verifier(
                 model, tokenizer, chosen, *prompts, model_dir, plan["judge"], bounds["max_over_refusal"]
             )
-            winner, found_out = choose_edit(ranking, verifier)
-            searched |= found_out | {"trace": ranking.trace()}
+            before = verifier.refused()
+            winner, searched["reason"] = None, verifier.nothing_to_gain(before)
+            searched["validation"] = verifier.about(before) | {"tries": []}
+            if not searched["reason"]:
+                starts = [min(candidate.layers) for candidate in tried]
+                search = EditSearch(model, score, *prompts, starts, model_dir, bounds["max_kl"])
+                ranking = Ranking(search, tried)
+                winner, found_out = choose_edit(ranking, verifier, before)
+                searched |= found_out | {"trace": ranking.trace()}
             if plan["variant"] == "search":
                 named = {candidate.variant for candidate in tried}
                 searched["left_out"] = [name for name in bounds["variants"] if name not in named]

@@ -67,6 +67,10 @@ class Verifier:
         """Harmless prompts more that an edit may refuse: the bound's share, yet one where it is less than one."""
         return max(1, int(self.max_over_refusal * len(self.harmless) + 1e-9)) if self.max_over_refusal else 0
 
+    def nothing_to_gain(self, before: tuple[int, int]) -> str:
+        """Why no search is made, or nothing: every harmful prompt is refused by the model as it is."""
+        return NOTHING_TO_GAIN if before[0] == len(self.harmful) else ""
+
     def rejected(self, before: tuple[int, int], after: tuple[int, int]) -> str | None:
         """Why the edit is not made, or None."""
         if after[1] - before[1] > self.allowed:
@@ -93,15 +97,17 @@ class Verifier:
         return {name: wilson(k, n)._asdict() for name, k, n in zip(names, counts, sizes, strict=True)}
 
 
-def choose_edit(ranking: Ranking, verifier: Verifier) -> tuple[Candidate | None, dict[str, Any]]:
+def choose_edit(
+    ranking: Ranking, verifier: Verifier, before: tuple[int, int]
+) -> tuple[Candidate | None, dict[str, Any]]:
     """The candidate to make, or None, and ``{reason, leaderboard, validation}`` for edit.json.
 
-    ``leaderboard``: the best candidate of every variant and whatever was verified after them, measured in full, best
-    first, as rows of :meth:`Ranking.row` with ``chosen`` and ``rejected`` (why it was verified and not made, or None).
+    ``before``: what the unedited model refuses, not all of the harmful prompts. ``leaderboard``: the best candidate of
+    every variant and whatever was verified after them, measured in full, best first, as rows of :meth:`Ranking.row`
+    with ``chosen`` and ``rejected`` (why it was verified and not made, or None).
     """
     leaders = ranking.leaders()
     board = {number: ranking.row(number) | {"chosen": False, "rejected": None} for number in leaders}
-    before = verifier.refused()
     tries: list[dict[str, Any]] = []
 
     def tried(number: int) -> tuple[int, int] | None:
@@ -116,9 +122,7 @@ def choose_edit(ranking: Ranking, verifier: Verifier) -> tuple[Candidate | None,
 
     chosen, reason = None, ""
     while chosen is None and not reason:
-        if before[0] == len(verifier.harmful):
-            reason = NOTHING_TO_GAIN
-        elif not leaders or ranking.gain(leaders[0]) <= 0:
+        if not leaders or ranking.gain(leaders[0]) <= 0:
             reason = (
                 "no other edit is left that raises the refusal score"
                 if tries

@@ -19,7 +19,7 @@ from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.edited_checkpoints import edited_copy
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, write_json
-from holdfast.methods.edit_choice import NOTHING_TO_GAIN, TRIES, Verifier
+from holdfast.methods.edit_choice import TRIES, Verifier
 from holdfast.methods.matched import matched_record
 from holdfast.model_folders import STEERING, refuse_steered, settings
 from holdfast.prompts.sources import read_records
@@ -79,7 +79,6 @@ def steer_checkpoint(
         if score is None:
             alpha, searched["reason"] = 0.0, f"no search: {searched['score']['reason']}"
         else:
-            trace = strengths(model, score, vector, found.layer, refused, answered, bounds["steering"])
             verifier = Verifier(
                 model=model,
                 tokenizer=tokenizer,
@@ -90,8 +89,15 @@ def steer_checkpoint(
                 judge=recipe["judge"],
                 max_over_refusal=bounds["max_over_refusal"],
             )
-            alpha, found_out = choose_alpha(trace, bounds["max_kl"], verifier, vector, found.layer)
-            searched |= found_out | {"trace": trace}
+            before = verifier.refused()
+            alpha, searched["reason"] = 0.0, verifier.nothing_to_gain(before)
+            searched["validation"] = verifier.about(before) | {"tries": []}
+            if not searched["reason"]:
+                trace = strengths(model, score, vector, found.layer, refused, answered, bounds["steering"])
+                alpha, found_out = choose_alpha(
+                    trace, bounds["max_kl"], verifier, before, vector, found.layer
+                )
+                searched |= found_out | {"trace": trace}
     if not (alpha * vector).norm().isfinite():
         raise HoldfastError(f"alpha {alpha} times the direction is infinite", "steer", "use a smaller alpha")
     about = {
@@ -142,7 +148,12 @@ def strengths(
 
 
 def choose_alpha(
-    trace: Sequence[Mapping[str, Any]], max_kl: float, verifier: Verifier, vector: Tensor, layer: int
+    trace: Sequence[Mapping[str, Any]],
+    max_kl: float,
+    verifier: Verifier,
+    before: tuple[int, int],
+    vector: Tensor,
+    layer: int,
 ) -> tuple[float, dict[str, Any]]:
     """The alpha to add, by real answers as an edit's strength is (:mod:`holdfast.methods.edit_choice`); 0 for none.
 
@@ -151,12 +162,9 @@ def choose_alpha(
     """
     base = trace[0]["refusal_score"]
     raising = [row for row in trace if row["kl"] <= max_kl and row["refusal_score"] > base]
-    before = verifier.refused()
     tries: list[dict[str, Any]] = []
     found, reason = 0.0, ""
-    if before[0] == len(verifier.harmful):
-        reason = NOTHING_TO_GAIN
-    elif not raising:
+    if not raising:
         reason = "no strength keeps the bound on kl and raises the refusal score"
     else:
         passing: dict[float, tuple[int, int]] = {}  # best score first, which decides between equals

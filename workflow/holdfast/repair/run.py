@@ -136,9 +136,7 @@ def find_and_measure(
         find_edit(steps, work, prompts, recipe, wanted.seed)
         made = read_json(work / "repaired/edit.json")
         if not made["layers"]:
-            told = (
-                f"no edit was found: {made['reason']} ({len(made['trace']) - 1} tried on validation prompts)"
-            )
+            told = f"no edit was found: {made['reason']} ({max(len(made['trace']) - 1, 0)} tried on validation prompts)"
             raise NotRepairedError([told], str(out), f"the search stands in {work}/repaired/edit.json")
         measured = measure(steps, work, prompts, wanted.quick)
     finally:

@@ -9,7 +9,8 @@ UNEDITED = "unedited"  # stands where a variant does
 
 MEASURES = {
     "search_score[VARIANT]": "mean refusal score on the harmful validation prompts, n, of the variant's best edit: the "
-    "one made, or else the first; of no edit for VARIANT unedited",
+    "one made, or else the first; of no edit for VARIANT unedited, "
+    "missing where nothing was to be gained",
     "search_kl[VARIANT]": "its mean KL divergence on the harmless validation prompts, nats",
     "search_layer[VARIANT]": "its first layer",
     "search_alpha[VARIANT]": "its strength",
@@ -24,8 +25,12 @@ def search(edit: dict[str, Any]) -> dict[str, Rate]:
     validation = edit.get("validation")
     if not validation:
         return {}
-    unedited = edit["trace"][0]
-    measured = {f"search_score[{UNEDITED}]": point(unedited["refusal_score"])._replace(n=unedited["prompts"])}
+    measured = {}
+    if edit["trace"]:
+        unedited = edit["trace"][0]
+        measured[f"search_score[{UNEDITED}]"] = point(unedited["refusal_score"])._replace(
+            n=unedited["prompts"]
+        )
     measured |= _verified(UNEDITED, validation["before"])
     best: dict[str, dict[str, Any]] = {}
     for row in edit["leaderboard"]:

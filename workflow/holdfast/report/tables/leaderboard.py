@@ -25,9 +25,10 @@ def entries(numbers: Numbers) -> Iterator[tuple[str, str, str]]:
             for m in numbers.measures
             if m.startswith("search_score[")
         }
-        ranked = sorted(
-            (v for v in scores if not math.isnan(scores[v])), key=lambda v: (v != UNEDITED, -scores[v])
-        )
+        searched = {v: score for v, score in scores.items() if not math.isnan(score)}
+        if not math.isnan(numbers.get(compression, method, f"search_refused[{UNEDITED}]").value):
+            searched.setdefault(UNEDITED, math.nan)  # all refused already: no score was needed
+        ranked = sorted(searched, key=lambda v: (v != UNEDITED, -searched[v]))
         yield from ((compression, method, variant) for variant in ranked)
 
 
@@ -79,6 +80,7 @@ def leaderboard_table(numbers: Numbers) -> Table | None:
         f"n: {usual_n(counts)} validation prompts of each kind; nothing here is of the evaluation's prompts.",
         "The best edit of every variant that keeps the bound on KL, measured in full. The best score is verified with "
         "real answers: where it refuses no more harmful prompts than before, or too many harmless ones, it gives way "
-        "to the next; of its strengths the answers choose. Only verified edits have shares.",
+        "to the next; of its strengths the answers choose. Only verified edits have shares. Where the unedited model "
+        "refuses every harmful one, nothing is searched.",
         names=3,
     )
