@@ -25,7 +25,7 @@ rule transfer:
     threads: 1
     resources:
         mem_mb=16000,
-        runtime=120,
+        runtime=240,
     params:
         recipe=recipe("transfer"),
         dense=lambda wildcards, input: os.path.dirname(input.dense[0]),

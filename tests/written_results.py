@@ -53,18 +53,27 @@ def write_transfer(folder: Path, *, acts: bool) -> None:
     def around(value: float) -> dict[str, float]:
         return {"value": value, "n": 20, "low": value - 1, "high": value + 1}
 
-    def way(p: float) -> dict[str, Any]:
+    def way(p: float, p_shuffled: float) -> dict[str, Any]:
         values = {
             "bypass": {"baseline": 2.0, "own": -8.0, "other": -6.0, "other_minus_own": 2.0},
             "induce": {"baseline": -7.0, "own": 1.0, "other": 0.5, "other_minus_own": -0.5},
         }
         null = {"mean": 0.25, "low": -1.0, "high": 1.5, "n": 4}
+        nulls = {
+            "null": null,
+            "p": p,
+            "null_shuffled": null | {"mean": 0.3, "low": -2.0},
+            "p_shuffled": p_shuffled,
+        }
+        halves = {"null_split_half": {"mean": -7.5, "low": -8.5, "high": -7.0, "n": 4}}
         return {
-            score: {key: around(v) for key, v in of.items()} | {"null": null, "p": p}
-            for score, of in values.items()
+            score: {key: around(v) for key, v in of.items()} | nulls | halves for score, of in values.items()
         }
 
-    found = {"dense_in_compressed": way(0.001 if acts else 0.2), "compressed_in_dense": way(0.03)}
+    found = {
+        "dense_in_compressed": way(0.0005, 0.001) if acts else way(0.2, 0.1),
+        "compressed_in_dense": way(0.001, 0.03),
+    }
     write_json(folder / "transfer.json", found)
 
 

@@ -191,9 +191,13 @@ def test_collect_puts_the_mechanism_on_the_as_is_rows(results: Path) -> None:
         "transfer_bypass[dense]": -6,
         "transfer_bypass[dense-own]": 2,
         "transfer_bypass[null]": 0.25,
+        "transfer_bypass[null-shuffled]": 0.3,
+        "transfer_bypass[null-split-half]": -7.5,
         "transfer_bypass_p": 0.2,
+        "transfer_bypass_p_shuffled": 0.1,
         "transfer_back_induce[compressed]": 0.5,
-        "transfer_back_induce_p": 0.03,
+        "transfer_back_induce_p": 0.001,
+        "transfer_back_induce_p_shuffled": 0.03,
     }
     for measure, value in expected.items():
         assert row(frame, "wanda-50", "as-is", measure).value == pytest.approx(value), measure

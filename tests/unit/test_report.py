@@ -374,19 +374,30 @@ def test_transfer_is_told_both_ways_after_holm(results: Path) -> None:
     table = transfer_table(numbers)
     assert table is not None
     (said,) = table.findings
-    # Of four p-values of each score .001 stands (.004), .03 does not (.09).
+    # Of four p-values of each score, the larger of the two nulls', .001 stands (.004), .03 does not (.09).
     assert "p < 0.05) in 1 of 2 compressions: rtn-4; the compressed model's in the dense one in 0." in said
     assert said.endswith("cannot make significant: in 0 and 0.")  # added, both lie among the random ones
     assert len(table.rows) == 2 * 2 * 2
     row = next(r for r in table.rows if r[:3] == ["rtn-4", "dense in rtn-4", "bypass"])
     assert row[3:] == ["2.0 [1.0, 3.0]", "−8.0 [−9.0, −7.0]", "−6.0 [−7.0, −5.0]", "2.0 [1.0, 3.0]",
-                       "0.2 [−1.0, 1.5]", "0.004"]  # fmt: skip
+                       "0.2 [−1.0, 1.5]", "0.3 [−2.0, 1.5]", "−7.5 [−8.5, −7.0]", "0.004"]  # fmt: skip
     path = results / MODEL / "rtn-4/transfer.json"
     raised = read_json(path)
     raised["dense_in_compressed"]["induce"]["null"]["high"] = 0.4
     write_json(path, raised)
     again = transfer_findings(Numbers(collect(results, CELLS, JUDGES), MODEL))[0]
+    assert again.endswith("cannot make significant: in 0 and 0.")  # beyond the random ones, not the shuffled
+    raised["dense_in_compressed"]["induce"]["null_shuffled"]["high"] = 0.4
+    write_json(path, raised)
+    again = transfer_findings(Numbers(collect(results, CELLS, JUDGES), MODEL))[0]
     assert again.endswith("cannot make significant: in 1 and 0.")
+    for null in ("p", "p_shuffled"):  # beyond one null only
+        write_json(path, raised | {"dense_in_compressed": raised["dense_in_compressed"] | {
+            "bypass": raised["dense_in_compressed"]["bypass"] | {null: 0.2}}})  # fmt: skip
+        assert (
+            " in 0 of 2 compressions" in transfer_findings(Numbers(collect(results, CELLS, JUDGES), MODEL))[0]
+        )
+    write_json(path, raised)
     (results / MODEL / "wanda-50/transfer.json").unlink()
     assert "in 1 of 1 compression" in transfer_findings(Numbers(collect(results, CELLS, JUDGES), MODEL))[0]
     (results / MODEL / "rtn-4/transfer.json").unlink()

@@ -11,11 +11,11 @@ from holdfast.errors import HoldfastError
 from holdfast.files import read_json, write_json
 from holdfast.model_folders import settings
 from holdfast.prompts.sources import read_records
-from holdfast.refusal.activations import cache_activations
+from holdfast.refusal.activations import cache_activations, load_activations
 from holdfast.refusal.direction import find_direction, load_direction
 from holdfast.refusal.interventions import ablated, added
 from holdfast.refusal.score_check import load_score
-from holdfast.refusal.transfer import WAYS, summarised, transfer
+from holdfast.refusal.transfer import WAYS, null_differences, summarised, transfer
 from holdfast.statistics import p_beyond
 from planted import RECIPE, files, planted_llama
 from safetensors.torch import load_file, save_file
@@ -87,7 +87,16 @@ def test_in_the_same_model_it_does_what_the_own_direction_does(made: dict[str, P
         assert way["null"]["n"] == len(way["nulls"]) == NULLS
         # Half of the spread among harmful prompts is the planted direction's own, so some nulls act a little too.
         sign = -1 if measure == "bypass" else 1
-        assert way["p"] == p_beyond(sign * way["other"]["value"], [sign * n for n in way["nulls"]])
+        for null in ("", "_shuffled"):
+            drawn = [sign * mean for mean in way[f"nulls{null}"]]
+            assert len(drawn) == NULLS
+            assert way[f"p{null}"] == p_beyond(sign * way["other"]["value"], drawn)
+        # Halves of the prompts find the planted direction again: the ceiling is what the own one does.
+        ceiling = way["null_split_half"]
+        assert ceiling["n"] == len(way["nulls_split_half"]) == NULLS
+        effect = way["own"]["value"] - way["baseline"]["value"]
+        assert ceiling["mean"] - way["baseline"]["value"] == pytest.approx(effect, rel=0.25)
+        assert "p_split_half" not in way
     assert found["dense_in_compressed"]["bypass"]["other_effect"]["high"] < 0
     assert found["dense_in_compressed"]["induce"]["other_effect"]["low"] > 0
 
@@ -134,10 +143,37 @@ def test_affine_ablation_puts_back_the_receivers_own_mean(made: dict[str, Path],
     assert found["bypass"]["other"]["value"] == pytest.approx(chosen["bypass"], abs=1e-4)
 
 
+def test_nulls_are_of_the_model_and_the_place_they_are_said_to_be(made: dict[str, Path]) -> None:
+    """Of the giving model over shuffled labels, of the receiving one its covariance and its halves."""
+    dense, other = (load_direction(made[name] / "direction") for name in ("dense", "turned"))
+    found = null_differences(dense, other, made["dense"], made["turned"], 300, 0)
+    assert {name: len(drawn) for name, drawn in found.items()} == {
+        "random": 300, "shuffled": 300, "split_half": 300}  # fmt: skip
+    for name, of in (("random", dense), ("shuffled", dense), ("split_half", other)):
+        assert {layer for _, layer in found[name]} == {of.layer}
+    drawn = {name: torch.stack([d for d, _ in of]).double() for name, of in found.items()}
+    for name in ("random", "shuffled"):
+        assert torch.allclose(drawn[name].norm(dim=-1), dense.difference.double().norm())
+    # No label is known on average; half of the prompts know the direction, in the receiving model's own basis.
+    assert drawn["shuffled"].mean(0).norm() < 0.25 * dense.difference.norm()
+    assert float((drawn["split_half"].mean(0) - other.difference).norm() / other.difference.norm()) < 0.1
+    # What prompts scatter along in one model's basis they do not in the other's.
+    giver, receiver = (
+        load_activations(made[name] / "activations")[0]["harmful"][:, -1, dense.layer].double()
+        for name in ("dense", "turned")
+    )
+    for name, near, far in (("random", receiver, giver), ("shuffled", giver, receiver)):
+        along = [torch.linalg.svd(x - x.mean(0), full_matrices=False).Vh[0] for x in (near, far)]
+        shares = [float((drawn[name] @ a).square().mean() / dense.difference.norm() ** 2) for a in along]
+        assert shares[0] > 2 * shares[1]
+
+
 def test_a_score_that_is_not_finite_says_nothing() -> None:
     fine, broken = torch.zeros(4), torch.tensor([0.0, torch.nan, 0.0, 0.0])
-    found = summarised(fine, fine, broken, [fine, fine, fine], 1, 0)
+    nulls = {name: [fine, fine, fine] for name in ("random", "shuffled", "split_half")}
+    found = summarised(fine, fine, broken, nulls, 1, 0)
     assert (found["p"], found["null"], found["other"]["value"], found["other"]["n"]) == (None, None, None, 4)
+    assert (found["p_shuffled"], found["nulls_split_half"]) == (None, None)
 
 
 def test_models_of_different_shapes_are_one_line(made: dict[str, Path], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "activations": 1,
     "direction": 5,
     "compare": 5,
-    "transfer": 1,
+    "transfer": 2,
     "mediate": 2,
     "edit": 6,
     "instruct": 1,
@@ -25,7 +25,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "judge-by-model": 2,
     "agreement": 1,
     "ability": 1,
-    "tables": 9,
+    "tables": 10,
     "figures": 2,
-    "report": 8,
+    "report": 9,
 }

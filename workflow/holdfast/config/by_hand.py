@@ -67,7 +67,7 @@ class CompareRecipe(Versioned):
 
 
 class TransferRecipe(Transfer, Versioned):
-    seed: int = Field(default=0, ge=0, description="seed of the random directions and the bootstrap")
+    seed: int = Field(default=0, ge=0, description="seed of the nulls and the bootstrap")
 
 
 class MediateRecipe(Mediation, Versioned):

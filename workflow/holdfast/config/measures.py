@@ -220,10 +220,11 @@ class Mediation(Section):
 
 
 class Transfer(Section):
-    """Does one model's direction act in the other: scores on validation prompts, beside random directions."""
+    """Does one model's direction act in the other: scores on validation prompts, beside three nulls."""
 
     nulls: Annotated[int, Field(ge=3)] = Field(
-        default=8, description="random directions to compare with, 3 or more"
+        default=8,
+        description="random directions, directions of shuffled labels and of half of the prompts, of each 3 or more",
     )
 
 

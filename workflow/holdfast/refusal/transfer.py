@@ -1,12 +1,14 @@
 """The stage ``transfer``: does the dense model's direction act in the compressed model, and the other way round?
 
 Bypass and induce scores of the other model's direction on validation prompts (Arditi et al. 2024, section 2.3), beside
-those of the receiving model's own, of no intervention, and of random directions drawn with the receiving model's
-activations' covariance where the other's direction comes from.
+those of the receiving model's own, of no intervention, and of three nulls: random directions drawn with the receiving
+model's activations' covariance where the other's direction comes from; differences of means of the other model's
+activations over shuffled labels; and, the ceiling, directions from halves of the receiving model's own prompts.
 """
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,23 @@ from holdfast.files import write_json
 from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
 from holdfast.refusal.activations import load_activations
-from holdfast.refusal.comparison import at
+from holdfast.refusal.comparison import at, kept_prompts, used
 from holdfast.refusal.direction import Direction, load_direction, load_fitting, refuse_other_places
 from holdfast.refusal.interventions import ablated
-from holdfast.refusal.nulls import random_directions
+from holdfast.refusal.nulls import random_directions, shuffled_directions, split_halves
 from holdfast.refusal.passes import BlockInputs, next_token_logits, pack_size
 from holdfast.refusal.prompt_trees import Prompts, Rows
 from holdfast.refusal.score_check import load_score
 from holdfast.statistics import bootstrap_mean, p_beyond
 
+Null = tuple[Tensor, int]  # a difference of means, float32 [d_model], and the layer that it is added at
+
 WAYS = {"dense_in_compressed": ("dense", "compressed"), "compressed_in_dense": ("compressed", "dense")}
 SCORES = {"bypass": -1, "induce": 1}  # where a direction that mediates refusal takes the refusal score
+
+# The nulls, and what stands after ``null``, ``nulls`` and ``p`` in transfer.json; p is of those that chance makes.
+SUFFIXES = {"random": "", "shuffled": "_shuffled", "split_half": "_split_half"}
+CHANCE = ("random", "shuffled")
 
 
 class Receiver:
@@ -108,7 +116,7 @@ def transfer(
         dense, compressed: folders of a compression (``MODEL/COMPRESSION``) that hold ``checkpoint/``,
             ``direction/`` and ``activations/``.
         harmful, harmless: validation prompts.
-        recipe: nulls (how many random directions), seed.
+        recipe: nulls (how many directions of each kind), seed.
 
     Raises:
         HoldfastError: the two directions are not of models of one shape.
@@ -133,7 +141,12 @@ def transfer(
         layers = sorted({d.layer for d in directions.values()})
         tried = Receiver(folders[receiver], refused, answered, layers)
         nulls = null_differences(
-            directions[giver], folders[receiver] / "activations", recipe["nulls"], recipe["seed"]
+            directions[giver],
+            tried.own,
+            folders[giver],
+            folders[receiver],
+            recipe["nulls"],
+            recipe["seed"],
         )
         found[way] = measured(tried, directions[giver], nulls, recipe["seed"], way)
         del tried
@@ -145,22 +158,43 @@ def transfer(
     return result
 
 
-def null_differences(other: Direction, activations: Path, draws: int, seed: int) -> list[Tensor]:
-    """Random directions as long as the other model's mean difference, drawn with the receiving model's covariance at
-    the place it comes from, float32 [d_model] each."""
-    values, _ = load_activations(activations)
-    refuse_other_places(other, activations.parent / "direction", values, activations)
-    drawn = random_directions(at(values, other.position, other.layer), draws, seed)
-    return list((drawn / drawn.norm(dim=-1, keepdim=True) * other.difference.norm()).float())
+def null_differences(
+    other: Direction, own: Direction, giver: Path, receiver: Path, draws: int, seed: int
+) -> dict[str, list[Null]]:
+    """The directions of each null, by its name in ``SUFFIXES``.
+
+    ``random`` and ``shuffled`` ones are made as long as the other model's mean difference, for a longer one does more
+    when added; those of half of the prompts (``split_half``) are as long as they come.
+
+    Args:
+        other, own: the giving and the receiving model's directions.
+        giver, receiver: the models' folders, with ``direction/`` and ``activations/``.
+        draws: of each null.
+    """
+    theirs, mine = (load_activations(folder / "activations")[0] for folder in (giver, receiver))
+    refuse_other_places(other, giver / "direction", theirs, giver / "activations")
+    refuse_other_places(other, giver / "direction", mine, receiver / "activations")
+    refuse_other_places(own, receiver / "direction", mine, receiver / "activations")
+    of_other = used(at(theirs, other.position, other.layer), kept_prompts(other, theirs))
+    of_own = used(at(mine, own.position, own.layer), kept_prompts(own, mine))
+    chance = {
+        "random": random_directions(at(mine, other.position, other.layer), draws, seed),
+        "shuffled": shuffled_directions(of_other, draws, seed),
+    }
+    found: dict[str, list[Null]] = {
+        name: [((d / d.norm() * other.difference.norm()).float(), other.layer) for d in drawn]
+        for name, drawn in chance.items()
+    }
+    return found | {"split_half": [(d.float(), own.layer) for d in split_halves(of_own, draws, seed)[0]]}
 
 
 def measured(
-    receiver: Receiver, other: Direction, nulls: Sequence[Tensor], seed: int, way: str
+    receiver: Receiver, other: Direction, nulls: Mapping[str, Sequence[Null]], seed: int, way: str
 ) -> dict[str, Any]:
     """One way: where both directions come from, and ``bypass`` and ``induce`` as :func:`summarised`."""
     own = receiver.own
     base = receiver.unchanged()
-    tried = [(own.difference, own.layer), *((d, other.layer) for d in (other.difference, *nulls))]
+    tried = [(own.difference, own.layer), (other.difference, other.layer), *chain(*nulls.values())]
     name = way.replace("_", " ")
     scores = [
         receiver.scores(*direction) for direction in tqdm(tried, desc=name, unit="direction", mininterval=2)
@@ -169,6 +203,8 @@ def measured(
         of: {"layer": d.layer, "position": d.position, "norm": d.difference.norm().item(), "usable": d.usable}
         for of, d in (("own", own), ("other", other))
     }
+    of_nulls = iter(scores[2:])
+    by_null = {null: [next(of_nulls) for _ in drawn] for null, drawn in nulls.items()}
     return {
         **about,
         "score": own.about["score"],
@@ -179,7 +215,7 @@ def measured(
                 base[measure],
                 scores[0][measure],
                 scores[1][measure],
-                [s[measure] for s in scores[2:]],
+                {null: [s[measure] for s in of_null] for null, of_null in by_null.items()},
                 sign,
                 seed,
             )
@@ -189,17 +225,17 @@ def measured(
 
 
 def summarised(
-    base: Tensor, own: Tensor, other: Tensor, nulls: Sequence[Tensor], sign: int, seed: int
+    base: Tensor, own: Tensor, other: Tensor, nulls: Mapping[str, Sequence[Tensor]], sign: int, seed: int
 ) -> dict[str, Any]:
     """Means over prompts of refusal scores [prompt], with bootstrap intervals, and paired differences.
 
     ``other_effect`` and ``own_effect``: change against no intervention on the same prompts; ``other_minus_own``
-    likewise; ``nulls``: the mean of each null direction; ``null``: their mean and range; ``p``: one-sided, that a null
-    direction moves the score as far as the other model's does (``statistics.p_beyond``; ``sign`` says which way).
+    likewise; ``nulls``: the mean of each random direction; ``null``: their mean and range; ``p``: one-sided, that a
+    random direction moves the score as far as the other model's does (``statistics.p_beyond``; ``sign`` says which
+    way); the same names with ``_shuffled`` of those over shuffled labels, and with ``_split_half``, which have no p.
     All are None where a score is not finite.
     """
-    means = [null.mean().item() for null in nulls]
-    whole = torch.cat([base, own, other, *nulls])
+    whole = torch.cat([base, own, other, *chain(*nulls.values())])
     finite = bool(torch.isfinite(whole).all())
 
     def band(values: Tensor) -> dict[str, Any]:
@@ -207,15 +243,20 @@ def summarised(
             return {"value": None, "n": len(values), "low": None, "high": None}
         return bootstrap_mean(values.tolist(), seed)._asdict()
 
-    middle = sum(means) / len(means)
-    return {
+    found: dict[str, Any] = {
         "baseline": band(base),
         "own": band(own),
         "other": band(other),
         "own_effect": band(own - base),
         "other_effect": band(other - base),
         "other_minus_own": band(other - own),
-        "nulls": means if finite else None,
-        "null": {"mean": middle, "low": min(means), "high": max(means), "n": len(means)} if finite else None,
-        "p": p_beyond(sign * other.mean().item(), [sign * m for m in means]) if finite else None,
     }
+    for name, suffix in SUFFIXES.items():
+        means = [null.mean().item() for null in nulls[name]]
+        middle = sum(means) / len(means)
+        spread = {"mean": middle, "low": min(means), "high": max(means), "n": len(means)}
+        found[f"nulls{suffix}"], found[f"null{suffix}"] = (means, spread) if finite else (None, None)
+        if name in CHANCE:
+            p = p_beyond(sign * other.mean().item(), [sign * m for m in means]) if finite else None
+            found[f"p{suffix}"] = p
+    return found

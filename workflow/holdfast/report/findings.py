@@ -143,9 +143,9 @@ def transfer_findings(numbers: Numbers) -> list[str]:
         return []
     return [
         "The dense model's direction acts in the compressed model (ablated it lowers the refusal score of harmful "
-        "prompts, added it raises that of harmless ones, each beyond random directions; Holm-corrected "
-        f"p < {SIGNIFICANT}) in {len(acting)} of {count(compressions, 'compression')}{names(acting)}; the compressed "
-        f"model's in the dense one in {len(back)}{names(back)}. Outside of the range of the random directions tried, "
+        "prompts, added it raises that of harmless ones, each beyond random directions and shuffled labels; "
+        f"Holm-corrected p < {SIGNIFICANT}) in {len(acting)} of {count(compressions, 'compression')}{names(acting)}; "
+        f"the compressed model's in the dense one in {len(back)}{names(back)}. Outside of the ranges of both nulls, "
         f"which few of them cannot make significant: in {beyond[0]} and {beyond[1]}."
     ]
 

@@ -4,18 +4,19 @@ import math
 from dataclasses import dataclass
 
 from holdfast.config.cells import AS_IS
-from holdfast.report.measures.transfer import SCORES, WAYS
+from holdfast.report.measures.transfer import CHANCE, NULLS, SCORES, WAYS
 from holdfast.report.numbers import Numbers
 from holdfast.report.repairs import SIGNIFICANT
-from holdfast.statistics import holm
+from holdfast.statistics import Rate, holm
 
 
 @dataclass(frozen=True)
 class Transfer:
     """One model's direction in the other.
 
-    ``p`` by score (bypass, induce), adjusted by Holm over a model's rows; ``beyond``: both scores lie outside of the
-    range of the random directions tried, on the right side.
+    ``p`` by score (bypass, induce), the larger of that against random directions and that against shuffled labels (an
+    intersection–union test: beyond both), adjusted by Holm over a model's rows; ``beyond``: both scores lie outside
+    of the range of the directions of both nulls that were tried, on the right side.
     """
 
     compression: str
@@ -25,14 +26,17 @@ class Transfer:
 
     @property
     def acts(self) -> bool:
-        """Beyond random directions both ways: ablated it lowers the score, added it raises it."""
+        """Beyond both nulls both ways: ablated it lowers the score, added it raises it."""
         return max(self.p.values()) < SIGNIFICANT
 
 
 def transfers(numbers: Numbers) -> list[Transfer]:
     """Every compression, both ways, that has been measured."""
     raw = {
-        (compression, way): [numbers.get(compression, AS_IS, f"{prefix}_{score}_p").value for score in SCORES]
+        (compression, way): [
+            _larger([numbers.get(compression, AS_IS, f"{prefix}_{score}_p{null}").value for null in CHANCE])
+            for score in SCORES
+        ]
         for compression in numbers.compressed()
         for way, (prefix, _) in WAYS.items()
     }
@@ -44,11 +48,19 @@ def transfers(numbers: Numbers) -> list[Transfer]:
     ]
 
 
+def _larger(p: list[float]) -> float:
+    """NaN where one is missing."""
+    return math.nan if any(map(math.isnan, p)) else max(p)
+
+
 def _beyond(numbers: Numbers, compression: str, way: str) -> bool:
     prefix, other = WAYS[way]
-    bypass, lowest, induce, highest = (
-        numbers.get(compression, AS_IS, f"{prefix}_{score}[{whose}]")
-        for score in SCORES
-        for whose in (other, "null")
+
+    def of(score: str, whose: str) -> Rate:
+        return numbers.get(compression, AS_IS, f"{prefix}_{score}[{whose}]")
+
+    return all(
+        of("bypass", other).value < of("bypass", NULLS[null]).low
+        and of("induce", other).value > of("induce", NULLS[null]).high
+        for null in CHANCE
     )
-    return bypass.value < lowest.low and induce.value > highest.high

@@ -11,17 +11,25 @@ WAYS = {
     "compressed_in_dense": ("transfer_back", "compressed"),
 }
 SCORES = ("bypass", "induce")
+# Names of the nulls and of the p against them, by what stands after ``null`` and ``p`` in transfer.json.
+NULLS = {"": "null", "_shuffled": "null-shuffled", "_split_half": "null-split-half"}
+CHANCE = ("", "_shuffled")
 
 MEASURES = {
     "transfer_bypass[WHOSE]": "in the compressed model: mean refusal score (log-odds) of harmful validation prompts "
-    "with a direction ablated: own, dense, random (null: mean, range), none (baseline), dense-own paired; bootstrap",
+    "with a direction ablated: own, dense, none (baseline), dense-own paired; bootstrap; and, mean and range, random "
+    "(null), of the giving model over shuffled labels (null-shuffled), of halves of the own prompts (null-split-half)",
     "transfer_bypass_p": "one-sided p that a random direction lowers the score as far as the dense model's",
+    "transfer_bypass_p_shuffled": "the same of a direction over shuffled labels",
     "transfer_induce[WHOSE]": "the same of harmless prompts with the difference of means added",
     "transfer_induce_p": "one-sided p that a random direction raises it as far",
+    "transfer_induce_p_shuffled": "one-sided p that a direction over shuffled labels does",
     "transfer_back_bypass[WHOSE]": "in the dense model, with the compressed model's direction",
     "transfer_back_bypass_p": "as transfer_bypass_p",
+    "transfer_back_bypass_p_shuffled": "as transfer_bypass_p_shuffled",
     "transfer_back_induce[WHOSE]": "as transfer_induce",
     "transfer_back_induce_p": "as transfer_induce_p",
+    "transfer_back_induce_p_shuffled": "as transfer_induce_p_shuffled",
 }
 
 
@@ -35,6 +43,8 @@ def transfer(path: Path) -> dict[str, Rate]:
             for whose, key in (("baseline", "baseline"), ("own", "own"), (other, "other")):
                 measured[f"{name}[{whose}]"] = band(of.get(key), "value")
             measured[f"{name}[{other}-own]"] = band(of.get("other_minus_own"), "value")
-            measured[f"{name}[null]"] = band(of.get("null"), "mean")
-            measured[f"{name}_p"] = point(of.get("p"))
+            for suffix, null in NULLS.items():
+                measured[f"{name}[{null}]"] = band(of.get(f"null{suffix}"), "mean")
+            for suffix in CHANCE:
+                measured[f"{name}_p{suffix}"] = point(of.get(f"p{suffix}"))
     return measured
