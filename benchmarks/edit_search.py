@@ -5,7 +5,8 @@
 MODEL is a compressed checkpoint, DENSE its dense original, the two directions their `direction` folders, for example of
 results/demo. Candidates: every STRIDE-th layer × 3 variants × 4 α. A plain evaluation is what one candidate would cost
 by itself: the refusal score of all harmful prompts and the first answer token of all harmless ones, the better of two
-warm ones. Target: 3. The answers that verify the winner are not in it.
+warm ones. Target: 3. The answers that verify the winner and its strengths are a line of their own: their number does
+not grow with the candidates'.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from holdfast.architectures import decoder_layers
 from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.methods.edit_candidates import candidates
+from holdfast.methods.edit_choice import Verifier, choose_edit
 from holdfast.methods.edit_search import EditSearch, Ranking
 from holdfast.model_folders import settings
 from holdfast.prompts.sources import read_prompts
@@ -79,6 +81,15 @@ def main() -> None:
     trace = ranking.trace()
     seen = sum(row["prompts"] for row in trace[1:]) / len(tried)
     print(f"prompts of each kind a candidate saw: {seen:.1f} of {given.prompts}")
+    start = time.perf_counter()
+    verifier = Verifier(model, tokenizer, chosen, harmful, harmless, given.model, "arditi-12", 0.05)
+    winner, about = choose_edit(ranking, verifier, verifier.refused())
+    verifying = time.perf_counter() - start
+    passes = len(about["validation"]["tries"]) + 1
+    print(
+        f"answers that verify, {passes} times all prompts: {verifying:.1f} s, {verifying / plain:.1f} plain evaluations"
+    )
+    print(f"made: {winner and (winner.variant, winner.layers, winner.alpha)}")
     for number in leaders:
         print(f"leader: {ranking.row(number)}")
     print(f"unedited: {trace[0]['refusal_score']:.2f}")
