@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from holdfast.config.by_hand import validated
 from holdfast.files import write_json, write_jsonl
 
 MODEL = "tiny"
@@ -169,7 +170,7 @@ def write_compression(
     write_jsonl(folder / "mediation/verdicts.jsonl", records)
 
 
-def write_edit(cell: Path, direction: str) -> None:
+def write_edit(cell: Path, direction: str, matched_to: str | None = None) -> None:
     edit = {
         "variant": "centred",
         "direction": direction,
@@ -177,7 +178,9 @@ def write_edit(cell: Path, direction: str) -> None:
         "alpha": 6.0,
     }
     write_json(cell / "checkpoint/edit.json", edit)
-    write_json(cell / "checkpoint/provenance.json", {"density": 0.51, "bits_per_weight": 32})
+    recipe = validated("edit", {"direction": direction, "matched_to": matched_to})
+    weights = {"density": 0.51, "bits_per_weight": 32}
+    write_json(cell / "checkpoint/provenance.json", {"recipe": recipe} | weights)
 
 
 def write_search(cell: Path) -> None:

@@ -2,20 +2,25 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from holdfast.config.by_hand import checked
 from holdfast.errors import HoldfastError
-from holdfast.files import write_json, write_jsonl
+from holdfast.files import write_jsonl
+from holdfast.methods.edit import edit_checkpoint
 from holdfast.report.collect import COLUMNS, MEASURES, collect
 from holdfast.report.figures import write_figures
 from holdfast.report.findings import compression_findings, repair_findings
 from holdfast.report.numbers import Numbers
 from holdfast.report.rendering import MISSING
+from holdfast.report.repairs import repairs
 from holdfast.report.tables import write_tables
 from holdfast.report.tables.main import main_table
+from planted import planted_llama, studied
 from written_results import (
     CELLS,
     JUDGES,
@@ -284,7 +289,7 @@ def test_an_edit_is_compared_with_the_control_matched_to_it(results: Path) -> No
         folder = results / MODEL / compression
         write_cell(folder / "amplify", refused=9, over=1)
         write_edit(folder / "amplify", "dense")
-        write_json(folder / "random-edit/checkpoint/provenance.json", {"recipe": {"matched_to": "aird"}})
+        write_edit(folder / "random-edit", "random", matched_to="aird")
     numbers = Numbers(
         collect(results, [*CELLS, *((MODEL, c, "amplify") for c in ("wanda-50", "rtn-4"))], JUDGES), MODEL
     )
@@ -292,6 +297,35 @@ def test_an_edit_is_compared_with_the_control_matched_to_it(results: Path) -> No
     assert numbers.controls("wanda-50", "amplify") == []
     found = " ".join(repair_findings(numbers))
     assert "AIRD (amplify) has no random control to compare with in: wanda-50, rtn-4." in found
+
+
+def test_an_unmatched_random_edit_is_the_control_of_every_edit(results: Path, tmp_path: Path) -> None:
+    """As the stage records it, which writes the keys that were not given as null."""
+    model, _ = planted_llama(tmp_path / "model")
+    made = studied(model, tmp_path / "study")
+    edit_checkpoint(
+        model, tmp_path / "edited", dense=model, direction_dir=made["direction"],
+        own_direction_dir=made["direction"], harmful=made["harmful_validation"],
+        harmless=made["harmless_validation"], harmful_train=made["harmful_train"],
+        harmless_train=made["harmless_train"],
+        recipe=checked("edit", '{"direction": "random", "variant": "amplify", "layer": 3, "alpha": 2}'),
+    )  # fmt: skip
+    folder = results / MODEL / "wanda-50"
+    write_edit(folder / "random-edit", "random", matched_to="aird")
+    for method, refused, direction in (("amplify", 18, "dense"), ("random-whole", 17, "random")):
+        write_cell(folder / method, refused=refused, over=1)
+        write_edit(folder / method, direction)
+    for name in ("edit.json", "provenance.json"):
+        shutil.copy(tmp_path / "edited" / name, folder / "random-whole/checkpoint" / name)
+    added = [(MODEL, "wanda-50", method) for method in ("amplify", "random-whole")]
+    numbers = Numbers(collect(results, [*CELLS, *added], JUDGES), MODEL)
+    assert numbers.controls("wanda-50", "aird") == ["random-edit", "random-whole"]
+    assert numbers.controls("wanda-50", "amplify") == ["random-whole"]
+    found = {r.method: r for r in repairs(numbers) if r.compression == "wanda-50"}
+    assert found.keys() == {"aird", "amplify"}
+    # Far above its matched control, no better than the search along a random direction: the harder one counts.
+    assert found["aird"].p < 0.05 < found["aird"].p_control
+    assert not found["aird"].lowers
 
 
 def test_every_measure_is_described(results: Path) -> None:

@@ -114,15 +114,15 @@ def _recipe(compression: Path, name: str) -> dict[str, Any]:
 
 
 def _controls(compression: Path, other: str, name: str, stages: Mapping[str, str]) -> bool:
-    """Is ``other`` the control of ``name``: the same kind along a random direction, matched to it or to none in
-    particular; or with the same recipe, but for what is learnt?
+    """Is ``other`` the control of ``name``: the same kind along a random direction, matched to it or, as where the
+    whole search runs along a random direction, to none; or with the same recipe, but for what is learnt?
     """
     if stages[other] != stages[name] or _is_control(_record(compression, other, stages)) != 1:
         return False
     recipe = _recipe(compression, other)
     if key := LEARNT.get(stages[name]):
         return recipe | {key: None} == _recipe(compression, name) | {key: None}
-    return bool(recipe.get("matched_to", name) == name)
+    return (recipe.get("matched_to") or name) == name  # stages record null where nothing is matched
 
 
 def _is_control(record: dict[str, Any]) -> float | None:
