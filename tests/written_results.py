@@ -164,7 +164,13 @@ def write_compression(
             "refused": i < count,
             "degenerate": False,
         }
-        for name, count in {"baseline": 1, "add": 19, "add-dense": 15, "add-random": 2}.items()
+        for name, count in {
+            "baseline": 1,
+            "add": 19,
+            "add-dense": 15,
+            "add-random": 2,
+            "add-dense-random": 3,
+        }.items()
         for i in range(20)
     ]
     write_jsonl(folder / "mediation/verdicts.jsonl", records)

@@ -189,6 +189,7 @@ def test_collect_puts_the_mechanism_on_the_as_is_rows(results: Path) -> None:
         "refusal_harmless[baseline]": 0.05,
         "refusal_harmless[add]": 0.95,
         "refusal_harmless[add-random]": 0.1,
+        "refusal_harmless[add-dense-random]": 0.15,
         "score_auroc": 0.9,
         "score_valid": 1,
         "transfer_bypass[baseline]": 2,

@@ -78,9 +78,9 @@ def test_holm_runs_over_the_rows_of_a_model(results: Path) -> None:
     rows = found()
     assert len(rows) == 2 + 2 * 4  # the dense model has no other's direction
     assert ("dense", "ablate-dense") not in rows
-    # The weakest of ten: adding the dense model's makes 14 of 20 more refused than none, 13 than a random one.
+    # The weakest of ten: adding the dense model's makes 14 of 20 more refused than none, 12 than a random one as long.
     assert rows["wanda-50", "add-dense"].p == pytest.approx(2 * 0.5**14 * 2)
-    assert rows["wanda-50", "add-dense"].p_random == pytest.approx(2 * 0.5**13 * 2)
+    assert rows["wanda-50", "add-dense"].p_random == pytest.approx(2 * 0.5**12 * 2)
     assert all(it.acts for it in rows.values())
     write(
         results,

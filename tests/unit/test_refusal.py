@@ -1,5 +1,6 @@
 """Activations, interventions, scores and the direction, against ground truth."""
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +18,7 @@ from holdfast.refusal.mediation import mediate
 from holdfast.refusal.scores import RefusalScore, kl_divergence, learn_openings
 from holdfast.refusal.selection import choose
 from planted import PLANTED_LAYER, RECIPE, SETTINGS, files, prompts, studied
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import TEXTS, tiny_llama
 
 
@@ -165,13 +166,43 @@ def test_random_direction_does_not_do_what_the_planted_one_does(
     held_out = made["harmful_validation"], made["harmless_validation"]
     mediate(folder, out, made["direction"], *held_out, settings, dense_direction_dir=made["direction"])
     answers = read_jsonl(out / "answers.jsonl")
-    assert len(answers) == len(read_jsonl(out / "verdicts.jsonl")) == 4 * (2 + (1 + 1 + 2) + (1 + 1 + 2))
+    assert len(answers) == len(read_jsonl(out / "verdicts.jsonl")) == 4 * (2 + (1 + 1 + 2) + (1 + 1 + 2 + 2))
     said = {
         name: [a["completion"] for a in answers if a["intervention"] == name]
-        for name in ("ablate", "ablate-dense", "add", "add-dense")
+        for name in ("ablate", "ablate-dense", "add", "add-dense", "add-random", "add-dense-random")
     }
     assert said["ablate"] == said["ablate-dense"]  # here the two directions are one
     assert said["add"] == said["add-dense"]
+    assert said["add-random"] == said["add-dense-random"]
+
+
+def test_what_is_added_at_random_is_as_long_as_what_it_controls(
+    planted_dir: tuple[Path, torch.Tensor], tmp_path: Path
+) -> None:
+    folder, _ = planted_dir
+    made = studied(folder, tmp_path)
+    recipe = {"prompts": 2, "max_new_tokens": 4, "random_seeds": 1, "seed": 0}
+    lengths = {"own": 50.0, "dense": 1e-6}  # one drowns every answer, the other does nothing
+    for name, length in lengths.items():
+        shutil.copytree(made["direction"], tmp_path / name)
+        tensors = load_file(tmp_path / name / "direction.safetensors")
+        tensors["mean_difference"] *= length / tensors["mean_difference"].norm()
+        save_file(tensors, tmp_path / name / "direction.safetensors")
+    mediate(
+        folder,
+        tmp_path / "mediation",
+        tmp_path / "own",
+        made["harmful_validation"],
+        made["harmless_validation"],
+        {**recipe, "ablation": "plain", "judge": "arditi-12"},
+        dense_direction_dir=tmp_path / "dense",
+    )
+    said: dict[str, list[str]] = {}
+    for answer in read_jsonl(tmp_path / "mediation/answers.jsonl"):
+        if answer["set"] == "harmless":
+            said.setdefault(answer["intervention"], []).append(answer["completion"])
+    assert said["add-dense"] == said["add-dense-random"] == said["baseline"]
+    assert said["add-random"] != said["baseline"]
 
 
 def test_no_usable_candidate_is_a_result_not_a_crash(model_dir: Path, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Does one direction mediate refusal? Ablate and add it, and the dense model's, and random ones."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from holdfast.evaluation.generation import complete, generation_record
 from holdfast.evaluation.judges import substring_judge, verdict
@@ -11,8 +13,13 @@ from holdfast.files import atomic_folder, write_jsonl
 from holdfast.prompts.sources import read_records
 from holdfast.prompts.templates import answer_opening
 from holdfast.provenance import Recorder
-from holdfast.refusal.direction import load_fitting
+from holdfast.refusal.direction import Direction, load_fitting
 from holdfast.refusal.interventions import ablated, added, random_unit
+
+
+def as_long(units: Sequence[Tensor], found: Direction) -> list[Tensor]:
+    """Unit vectors [d_model], each made as long as the mean difference of ``found``."""
+    return [unit * found.difference.norm() for unit in units]
 
 
 def mediate(
@@ -28,8 +35,9 @@ def mediate(
 
     Ablation is tried on harmful prompts (refusal should stop), addition on harmless ones (it should appear), each
     with the model's own direction, the dense model's where it is given (of a compressed model: does it transfer?),
-    and random ones of the same norm. Affine ablation always puts back this model's own harmless mean. Answers of a
-    thinking model begin after an empty thought, as its refusal score is read.
+    and random ones. What is ablated has no length and no layer; what is added does, so a random direction is added as
+    each direction is: as long, at the same layer. Affine ablation always puts back this model's own harmless mean.
+    Answers of a thinking model begin after an empty thought, as its refusal score is read.
 
     ``recipe``: prompts (of each kind), max_new_tokens, random_seeds (how many random directions), seed, ablation,
     judge.
@@ -54,7 +62,6 @@ def mediate(
     }
     mean = found.harmless if recipe["ablation"] == "affine" else None
     random = [random_unit(found.unit, recipe["seed"] + i) for i in range(recipe["random_seeds"])]
-    norm = found.difference.norm()
     interventions: list[tuple[str, str, AbstractContextManager[None]]] = [
         ("baseline", "harmful", nullcontext()),
         ("baseline", "harmless", nullcontext()),
@@ -62,9 +69,13 @@ def mediate(
         *([("ablate-dense", "harmful", ablated(model, dense.unit, mean))] if dense else []),
         *(("ablate-random", "harmful", ablated(model, r, mean)) for r in random),
         ("add", "harmless", added(model, found.difference, found.layer)),
-        *([("add-dense", "harmless", added(model, dense.difference, dense.layer))] if dense else []),
-        *(("add-random", "harmless", added(model, r * norm, found.layer)) for r in random),
+        *(("add-random", "harmless", added(model, v, found.layer)) for v in as_long(random, found)),
     ]
+    if dense:
+        interventions += [
+            ("add-dense", "harmless", added(model, dense.difference, dense.layer)),
+            *(("add-dense-random", "harmless", added(model, v, dense.layer)) for v in as_long(random, dense)),
+        ]
     answers, verdicts = [], []
     judge = substring_judge(recipe["judge"])
     for name, kind, intervention in interventions:

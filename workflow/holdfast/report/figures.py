@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from holdfast.config.cells import AS_IS, DENSE
 from holdfast.files import write_text
+from holdfast.report.measures.mediation import of_the_dense
 from holdfast.report.numbers import Numbers
 from holdfast.report.repairs import SIGNIFICANT
 from holdfast.statistics import Rate
@@ -176,14 +177,19 @@ def mediation(models: list[Numbers]) -> Figure:
                 "add": "own direction added",
                 "add-dense": "the dense model's",
                 "add-random": "random added",
+                "add-dense-random": "random as the dense",
             },
         ),
     ]
-    figure, panels = _panels([4 * len(m.compressions) for m in models for _ in sides])
+    figure, panels = _panels([len(names) * len(m.compressions) for m in models for _, names in sides])
     for index, axes in enumerate(panels):
         numbers, (prompts, names) = models[index // 2], sides[index % 2]
         groups = {
-            c: [(name, numbers.get(c, AS_IS, f"refusal_{prompts}[{i}]")) for i, name in names.items()]
+            c: [
+                (name, numbers.get(c, AS_IS, f"refusal_{prompts}[{i}]"))
+                for i, name in names.items()
+                if not (c == DENSE and of_the_dense(i))
+            ]
             for c in numbers.compressions
         }
         _intervals(axes, groups, list(names.values()))

@@ -7,6 +7,7 @@ import math
 
 from holdfast.config.cells import AS_IS, DENSE
 from holdfast.report.claims import ablation, addition
+from holdfast.report.measures.mediation import of_the_dense
 from holdfast.report.mediations import Mediation, mediations
 from holdfast.report.numbers import Numbers
 from holdfast.report.repairs import SIGNIFICANT, Repair, beside_as_is, repairs
@@ -118,7 +119,7 @@ def mediation_findings(numbers: Numbers) -> list[str]:
     said = []
     for name, found in by_intervention.items():
         acting = [it.compression for it in found if it.acts]
-        whose = "the dense model's" if name.endswith("-dense") else "the own"
+        whose = "the dense model's" if of_the_dense(name) else "the own"
         does = f"ablating {whose} lowers" if name.startswith("ablate") else f"adding {whose} raises"
         said.append(f"{does} it in {len(acting)} of {len(found)}{names(acting)}")
     if not said:

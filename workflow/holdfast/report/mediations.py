@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from holdfast.config.cells import AS_IS, DENSE
-from holdfast.report.measures.mediation import INTERVENTIONS, tested
+from holdfast.report.measures.mediation import CONTROLS, NONE, of_the_dense
 from holdfast.report.numbers import Numbers
 from holdfast.report.repairs import SIGNIFICANT
 from holdfast.statistics import Rate, holm
@@ -11,7 +11,7 @@ from holdfast.statistics import Rate, holm
 
 @dataclass(frozen=True)
 class Mediation:
-    """Refusal of one kind of prompts under one intervention, beside none and random directions.
+    """Refusal of one kind of prompts under one intervention, beside none and its control, random directions.
 
     ``p`` and ``p_random`` are adjusted by Holm over a model's rows, each apart.
     """
@@ -39,9 +39,9 @@ def mediations(numbers: Numbers) -> list[Mediation]:
     listed = [
         (compression, kind, name)
         for compression in numbers.compressions
-        for kind in INTERVENTIONS
-        for name in tested(kind)
-        if not (compression == DENSE and name.endswith("-dense"))
+        for kind, controls in CONTROLS.items()
+        for name in controls
+        if not (compression == DENSE and of_the_dense(name))
     ]
     against_none, against_random = (
         holm([numbers.get(compression, AS_IS, f"{measure}[{name}]").value for compression, _, name in listed])
@@ -49,9 +49,9 @@ def mediations(numbers: Numbers) -> list[Mediation]:
     )
     found = []
     for (compression, kind, name), p, p_random in zip(listed, against_none, against_random, strict=True):
-        none, *_, chance = INTERVENTIONS[kind]
         before, under, random = (
-            numbers.get(compression, AS_IS, f"refusal_{kind}[{i}]") for i in (none, name, chance)
+            numbers.get(compression, AS_IS, f"refusal_{kind}[{i}]")
+            for i in (NONE, name, CONTROLS[kind][name])
         )
         found.append(Mediation(compression, kind, name, before, under, random, p, p_random))
     return found

@@ -7,26 +7,30 @@ from holdfast.files import read_jsonl
 from holdfast.report.measures.reading import NOTHING, check, clustered, point
 from holdfast.statistics import Rate, mcnemar_exact
 
-# The interventions on each kind of prompts; the first is none, the last a random direction.
-INTERVENTIONS = {
-    "harmful": ("baseline", "ablate", "ablate-dense", "ablate-random"),
-    "harmless": ("baseline", "add", "add-dense", "add-random"),
+NONE = "baseline"
+
+# The interventions on each kind of prompts, each with its control: random directions. Ablated ones have no length;
+# those added are as long as the direction and stand at its layer.
+CONTROLS = {
+    "harmful": {"ablate": "ablate-random", "ablate-dense": "ablate-random"},
+    "harmless": {"add": "add-random", "add-dense": "add-dense-random"},
 }
 
 MEASURES = {
     "refusal_harmful[INTERVENTION]": "share of harmful prompts refused (baseline, ablate, ablate-dense, ablate-random)",
-    "refusal_harmless[INTERVENTION]": "share of harmless prompts refused (baseline, add, add-dense, add-random)",
+    "refusal_harmless[INTERVENTION]": "share of harmless prompts refused (baseline, add, add-dense, add-random, "
+    "add-dense-random: random ones of the dense direction's length, at its layer)",
     "mediation_p[INTERVENTION]": "exact McNemar p of the intervention against none, same prompts",
-    "mediation_p_random[INTERVENTION]": "the same against a random direction; of several the largest, and 1 where "
-    "some change refusal more and others less than the direction",
+    "mediation_p_random[INTERVENTION]": "the same against its control, a random direction; of several the largest, and "
+    "1 where some change refusal more and others less than the direction",
 }
 
 Refused = dict[str, list[bool]]  # by prompt: one flag a direction
 
 
-def tested(kind: str) -> tuple[str, ...]:
-    """The interventions with a model's direction."""
-    return INTERVENTIONS[kind][1:-1]
+def of_the_dense(intervention: str) -> bool:
+    """Is it with the dense model's direction, or the control of one that is?"""
+    return "-dense" in intervention
 
 
 def mediation(path: Path, *, of_dense: bool) -> dict[str, Rate]:
@@ -41,16 +45,15 @@ def mediation(path: Path, *, of_dense: bool) -> dict[str, Rate]:
         prompts = refused.setdefault((record["set"], record["intervention"]), {})
         prompts.setdefault(record["prompt_id"], []).append(record["refused"])
     measured = {}
-    for kind, names in INTERVENTIONS.items():
-        none, *_, chance = (refused.get((kind, name), {}) for name in names)
-        for name in names:
-            if of_dense and name.endswith("-dense"):
+    for kind, controls in CONTROLS.items():
+        tried = {name: refused.get((kind, name), {}) for name in (NONE, *controls, *controls.values())}
+        for name, prompts in tried.items():
+            if of_dense and of_the_dense(name):
                 continue  # its own direction is that one
-            prompts = refused.get((kind, name), {})
             measured[f"refusal_{kind}[{name}]"] = clustered(list(prompts.values()))
-            if name in tested(kind):
-                measured[f"mediation_p[{name}]"] = _p(prompts, none, path)
-                measured[f"mediation_p_random[{name}]"] = _p(prompts, chance, path)
+            if name in controls:
+                measured[f"mediation_p[{name}]"] = _p(prompts, tried[NONE], path)
+                measured[f"mediation_p_random[{name}]"] = _p(prompts, tried[controls[name]], path)
     return measured
 
 

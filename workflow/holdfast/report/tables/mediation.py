@@ -48,7 +48,11 @@ def mediation_table(numbers: Numbers) -> Table:
         "prompts, each column adjusted by Holm over this table. Of several random directions: the mean of the rates, "
         "with the interval of one answer a prompt, and the largest p of them.",
         "Share of prompts refused [95 % interval]. One direction mediates refusal when ablating it stops refusal of "
-        "harmful prompts, adding it induces refusal of harmless ones, and a random direction does neither.",
+        "harmful prompts, adding it induces refusal of harmless ones, and a random direction does neither. A random "
+        "direction is added as its row's is, as long and at the same layer. The own and the dense model's direction "
+        "have different lengths, and a longer one does more when added: their rates under addition are not to be "
+        "compared as directions. The random directions are isotropic, not drawn with the activations' covariance as "
+        "those of the mechanism and transfer tables are, which makes them a weaker control.",
         names=3,
         findings=mediation_findings(numbers),
     )
