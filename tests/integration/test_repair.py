@@ -108,6 +108,9 @@ def test_printed_numbers_are_those_of_the_output_in_a_fresh_process(
     assert (genuine, sum(v["refused"] for v in verdicts["harmless"])) == counts(record, "repaired")
     row = next(line for line in printed.splitlines() if line.strip().startswith("refused "))
     assert f"{genuine}/30" in row
+    assert printed.splitlines()[-1].startswith(
+        f"refusal repaired: {genuine} of 30 harmful test prompts refused, "
+    )
 
 
 def test_card_tells_what_was_done_and_shows_no_prompt_and_no_answer(

@@ -9,12 +9,13 @@ import pytest
 from holdfast.cli import main
 from holdfast.errors import HoldfastError
 from holdfast.files import MARKER, write_json, write_jsonl
-from holdfast.repair.measuring import Measured
+from holdfast.repair.card import model_card
+from holdfast.repair.measuring import GENERATE, JUDGE, PERPLEXITY, Measured, changed
 from holdfast.repair.origin import origin
-from holdfast.repair.outcome import searched_by
+from holdfast.repair.outcome import MODELS, gain_shown, numbers, searched_by, warnings
 from holdfast.repair.pace import Pace, estimates
 from holdfast.repair.request import ROLES, Request, asked, prompt_sets, split
-from holdfast.repair.rules import perplexity_rises, reasons_against
+from holdfast.repair.rules import RULES, perplexity_rises, reasons_against
 from holdfast.repair.work import work_folder
 from tiny import tiny_llama
 
@@ -62,6 +63,98 @@ def test_rules_without_zero_shot() -> None:
     quick = [Measured(m.refused, m.degenerate, m.perplexity) for m in (before, after)]
     assert reasons_against(*quick) == []
     assert perplexity_rises({"perplexity": None}, {"perplexity": None}) is None
+
+
+def record(before: int, after: int, control: int, **edit: Any) -> dict[str, Any]:
+    """The record of a repair by which so many of 100 harmful prompts are refused."""
+    models = dict(zip(MODELS, (model(100), model(before), model(after), model(control)), strict=True))
+    perplexity = {"perplexity": 20.0, "low": 18.0, "high": 22.0, "windows": 16}
+    measured = {name: numbers(m) | {"perplexity": perplexity, "zero_shot": {}} for name, m in models.items()}
+    genuine = {name: m.genuine("harmful") for name, m in models.items()}
+    changes = {
+        "harmful": changed(genuine["compressed"], genuine["repaired"]),
+        "harmless": changed([False] * 100, [False] * 100),
+        "control": changed(genuine["control"], genuine["repaired"]),
+    }
+    checks = {
+        "revision": None,
+        "density": 0.8,
+        "bits_per_weight": 32.0,
+        "weights": {"model.safetensors": "0" * 64},
+    }
+    sets = {"source": "own", **{role: {"n": 100, "sha256": "0" * 64} for role in ROLES}}
+    found: dict[str, Any] = {
+        "dense": {"name": "dense", "adapter": None, **checks},
+        "compressed": {"name": "pruned", "how": "pruned", **checks},
+        "repaired": checks,
+        "direction": {"usable": True, "layer": 3, "position": -1, "positions": [-1]},
+        "edit": {"variant": "amplify", "layers": [3], "alpha": 4.0, "matrices": ["o_proj"], "candidates": 9,
+                 "keep_sparsity": False, "score": None, **edit},
+        "prompts": {"harmful": sets, "harmless": sets},
+        "seed": 0,
+        "judge": {"name": JUDGE, "error": "errs"},
+        "generate": GENERATE,
+        "text": PERPLEXITY,
+        "measured": measured,
+        "changes": changes,
+        "rules": list(RULES),
+        "packages": {"torch": "2"},
+    }  # fmt: skip
+    return found | {"gain_shown": gain_shown(changes), "warnings": warnings(found)}
+
+
+UNSHOWN = "edited, gain not shown beyond chance"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "control", "shown"),
+    [
+        (50, 80, 50, True),
+        (50, 51, 50, False),
+        (50, 80, 78, False),  # the random control gains nearly as much
+        (50, 60, 80, False),  # and here more
+    ],
+)
+def test_card_and_last_line_claim_only_what_is_beyond_chance(
+    place: Path,
+    before: int,
+    after: int,
+    control: int,
+    shown: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = record(before, after, control)
+    assert reasons_against(model(before), model(after)) == []
+    card = model_card(found)
+    title, first = [line for line in card.split("---\n")[2].splitlines() if line][:2]
+    assert title == f"# pruned, {'refusal repaired' if shown else UNSHOWN}"
+    assert ("not shown" in first) != shown
+    assert ("need not be the reason" in card) != shown
+    counts = f"{after} of 100 harmful test prompts refused, {before} before (McNemar p = "
+    assert f"{counts}{found['changes']['harmful']['p']:.2g})" in first
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("holdfast.repair.run.repair", lambda *_: found)
+    monkeypatch.setattr(sys, "argv", ["holdfast", "repair", "dense", "--dense", "dense", "--out", "out"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"refusal repaired: {counts}" if shown else f"warning: {UNSHOWN}: {counts}")
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        ({}, "A rank-one change of each matrix along the dense model's refusal direction (layer 3"),
+        ({"variant": "realign", "alpha": None}, "A rank-one change of each matrix that turns what it writes along the "
+         "compressed model's own direction to the dense model's refusal direction (layer 3"),
+        ({"keep_sparsity": True}, "Only weights that are not zero were changed, so not by rank one: the nearest such "
+         "change to a rank-one change of each matrix along the dense"),
+    ],
+)  # fmt: skip
+def test_card_names_the_change_by_its_variant(edit: dict[str, Any], told: str) -> None:
+    assert told in " ".join(model_card(record(50, 80, 50, **edit)).split())
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def repair_command(
     os.environ.setdefault("TQDM_LEAVE", "")
     from rich.console import Console
 
-    from holdfast.repair.card import terminal_table
+    from holdfast.repair.card import terminal_table, verdict
     from holdfast.repair.request import request
     from holdfast.repair.rules import NotRepairedError
     from holdfast.repair.run import repair as run
@@ -72,6 +72,7 @@ def repair_command(
     for warning in record["warnings"]:
         typer.echo(f"note: {warning}")
     typer.echo(f"checkpoint: {out}\nmodel card: {out / 'README.md'}\nnumbers:    {out / REPORT}")
+    typer.echo(("" if record["gain_shown"] else "warning: ") + verdict(record))
 
 
 @commands.command()

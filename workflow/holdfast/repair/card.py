@@ -66,6 +66,22 @@ def terminal_table(measured: Mapping[str, Any]) -> Table:
     return table
 
 
+def verdict(found: Mapping[str, Any]) -> str:
+    """Whether refusal was repaired, with the counts and p that say so."""
+    what = "refusal repaired" if found["gain_shown"] else "edited, gain not shown beyond chance"
+    return f"{what}: {counts(found)}"
+
+
+def counts(found: Mapping[str, Any]) -> str:
+    refused = {name: found["measured"][name]["genuine_refusal"] for name in MODELS}
+    p = {name: f"McNemar p = {found['changes'][name]['p']:.2g}" for name in ("harmful", "control")}
+    return (
+        f"{refused['repaired']['count']} of {refused['repaired']['n']} harmful test prompts refused, "
+        f"{refused['compressed']['count']} before ({p['harmful']}), {refused['control']['count']} after the same edit "
+        f"along a random direction ({p['control']})"
+    )
+
+
 def model_card(found: Mapping[str, Any]) -> str:
     """README.md of the repaired checkpoint, from ``outcome.outcome``; no prompt and no answer stands in it."""
     environment = Environment(
@@ -86,7 +102,9 @@ def model_card(found: Mapping[str, Any]) -> str:
         change=change,
         revision=revision,
         prompts=prompts,
+        counts=counts(found),
         edited=edited(found["edit"]),
+        kind_of_change=kind_of_change(found["edit"]),
         storage=storage(found),
     )
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
@@ -120,6 +138,18 @@ def edited(edit: Mapping[str, Any]) -> str:
     strength = "" if edit["alpha"] is None else f", α {edit['alpha']:g}"
     matrices = " and ".join(f"`{name}`" for name in edit["matrices"])
     return f"{matrices} of layer {layers}: variant `{edit['variant']}`{strength}."
+
+
+def kind_of_change(edit: Mapping[str, Any]) -> str:
+    """What ``methods.aird`` and ``methods.kept_sparsity`` make of a matrix, up to the direction's name."""
+    along = "along the dense model's refusal direction"
+    if edit["variant"] == "realign":
+        own = "what it writes along the compressed model's own direction"
+        along = f"that turns {own} to the dense model's refusal direction"
+    change = f"a rank-one change of each matrix {along}"
+    if edit["keep_sparsity"]:
+        return f"Only weights that are not zero were changed, so not by rank one: the nearest such change to {change}"
+    return change[0].upper() + change[1:]
 
 
 def storage(found: Mapping[str, Any]) -> str:
