@@ -191,6 +191,11 @@ def test_directions_and_matches(
                 ([{k: v for k, v in ANSWER.items() if k != "finish_reason"}], "has no finish_reason"),
             )
         ),
+        (JUDGE.replace(" out ", " . "), nothing, "would replace its own input answers.jsonl"),
+        (ASKED.replace(" out ", " few ").replace("answers.jsonl", "few/answers.jsonl"), nothing,
+         "would replace its own input few/answers.jsonl"),
+        *((f"{command} --generations x/answers.jsonl", nothing, "is named answers, as answers.jsonl is")
+          for command in (JUDGE, ASKED)),
         (TUNE, answers({**ANSWER, "completion": "Yes, of course I do.", "tokens": ["x"]}), "tokens.0 does not fit"),
         (TUNE, answers({**ANSWER, "completion": "Yes, of course I do.", "tokens": [10**6]}),
          "token 1000000 of an answer is not among the model's"),
@@ -209,7 +214,9 @@ def test_answers(
     if command == TUNE:
         command = f'{TUNE} --recipe {{"tune":"lora","data":"answers"}}'
     damage()
+    before = Path("answers.jsonl").read_bytes()
     assert said in run(command, monkeypatch, capsys)
+    assert Path("answers.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(

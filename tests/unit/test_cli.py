@@ -26,6 +26,37 @@ def holdfast(*arguments: str) -> subprocess.CompletedProcess[str]:
             ["generate", "model", "out", "--prompts", "a=none.jsonl", "--recipe", "{}"],
             "none.jsonl: no such file",
         ),
+        (
+            ["generate", "model", "out", "--prompts", "../a=a.jsonl", "--recipe", "{}"],
+            "'../a' cannot be a file's name",
+        ),
+        (
+            ["generate", "model", "out", "--prompts", "=a.jsonl", "--recipe", "{}"],
+            "'' cannot be a file's name",
+        ),
+        (
+            [
+                "generate",
+                "model",
+                "out",
+                "--prompts",
+                "a/x.jsonl",
+                "--prompts",
+                "x=y.jsonl",
+                "--recipe",
+                "{}",
+            ],
+            "y.jsonl: is named x, as a/x.jsonl is",
+        ),
+        (
+            ["generate", "model", "in", "--prompts", "in/a.jsonl", "--recipe", "{}"],
+            "would replace its own input",
+        ),
+        (
+            ["disjoint", "out", "--prompts", "a/x.jsonl", "--prompts", "b/x.jsonl"],
+            "is named x, as a/x.jsonl is",
+        ),
+        (["disjoint", "a.jsonl", "--prompts", "a.jsonl"], "would replace its own input"),
         (["generate", "model", "model", "--prompts", "a=a.jsonl", "--recipe", "{}"], "its own input"),
         (["judge", "out", "--generations", "none.jsonl", "--recipe", '{"judges": ["x"]}'], "unknown judge"),
         (

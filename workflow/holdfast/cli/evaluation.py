@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli.arguments import ModelDir, Out, Recipe, named_files
+from holdfast.cli.arguments import ModelDir, Out, Recipe, by_stem, named_files, outputs_apart
 from holdfast.config.by_hand import checked
 from holdfast.files import apart
 
@@ -20,10 +20,12 @@ def generate(
     recipe: Recipe,
 ) -> None:
     """Answer prompt sets greedily; a killed run goes on where it stopped."""
+    files = named_files(prompts)
     apart(out, model_dir)
+    outputs_apart(out, files)
     from holdfast.evaluation.generation import generate as run
 
-    run(model_dir, out, named_files(prompts), checked("generate", recipe))
+    run(model_dir, out, files, checked("generate", recipe))
 
 
 @commands.command()
@@ -33,6 +35,7 @@ def judge(
     recipe: Recipe,
 ) -> None:
     """Label every completion refused, answered or degenerate, by substring lists."""
+    outputs_apart(out, by_stem(generations))
     from holdfast.evaluation.judges import judge_files as run
 
     run(generations, out, checked("judge", recipe))
@@ -47,6 +50,7 @@ def judge_by_model_command(
 ) -> None:
     """Ask a published model judge about every completion; what cannot be read stays unparsed."""
     apart(out, model_dir)
+    outputs_apart(out, by_stem(generations))
     from holdfast.evaluation.judges.asking import judge_by_model as run
 
     run(model_dir, generations, out, checked("judge-by-model", recipe))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli.arguments import Out, Recipe
+from holdfast.cli.arguments import Out, Recipe, by_stem
 from holdfast.config.by_hand import checked
 
 commands = typer.Typer()
@@ -54,10 +54,11 @@ def disjoint(
 ) -> None:
     """Prove that prompt sets share no prompt, and that calibration holds no evaluated text; OUT holds sizes."""
     from holdfast.evaluation.zero_shot_tasks import local_data
-    from holdfast.files import write_json
+    from holdfast.files import apart, write_json
     from holdfast.prompts.overlap import check_calibration, check_disjoint
 
-    sets = {path.stem: path for path in prompts}
+    sets = by_stem(prompts)
+    apart(out, *prompts, *([calibration] if calibration else []))
     sizes = check_disjoint(sets)
     if calibration:
         evaluated = checked("disjoint", recipe)

@@ -77,5 +77,7 @@ def judge_files(generations: Sequence[Path], out: Path, recipe: Mapping[str, Any
     judges = {name: substring_judge(name) for name in recipe["judges"]}
     for path in generations:
         records = read_answers(path)
-        write_jsonl(out / path.name, [verdict(r, n, j) for r in records for n, j in judges.items()])
+        write_jsonl(
+            out / f"{path.stem}.jsonl", [verdict(r, n, j) for r in records for n, j in judges.items()]
+        )
     recorder.write(out / "provenance.json", generations)
