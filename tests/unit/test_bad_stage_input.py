@@ -150,6 +150,12 @@ def nothing() -> None:
         (COMPARE.replace("dense dense", "dense few").replace("compressed compressed", "compressed few"),
          nothing, "one harmful prompt"),
         (COMPARE, unlinked("compressed/activations/activations.safetensors"), "no such file"),
+        (COMPARE.replace("compare out", "compare few"), nothing, "few: is a folder"),
+        (COMPARE.replace("table.csv", "few"), nothing, "few: is a folder"),
+        (COMPARE.replace("table.csv", "./out"), nothing, "out: is the file of the comparison itself"),
+        (COMPARE.replace("table.csv", "prompts.jsonl/table.csv"), nothing, "its folder cannot be made"),
+        (COMPARE.replace("compare out", "compare prompts.jsonl/out"), nothing, "its folder cannot be made"),
+        (TRANSFER.replace("transfer out", "transfer few"), nothing, "few: is a folder"),
         (TRANSFER, unlinked("compressed/activations/activations.safetensors"), "no such file"),
         (TRANSFER, direction({**ABOUT, "score": None}), "names no score"),
         (TRANSFER.replace("prompts.jsonl", "one.jsonl"), nothing, "one prompt"),
@@ -174,6 +180,8 @@ def test_directions_and_matches(
 ) -> None:
     damage()
     assert said in run(command, monkeypatch, capsys)
+    assert not Path("table.csv").exists()
+    assert not Path("out.provenance.json").exists()
 
 
 @pytest.mark.parametrize(

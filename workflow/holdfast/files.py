@@ -46,7 +46,11 @@ def told_in_one_line(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it into place only if the block succeeds."""
+    """Yield a temporary path beside ``path``; rename it into place only if the block succeeds.
+
+    Raises HoldfastError as :func:`refuse_folder`.
+    """
+    refuse_folder(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     _make_parent(path)
     with told_in_one_line(path):
@@ -85,6 +89,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             raise HoldfastError(error.what, where, error.remedy) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_folder(path: Path) -> None:
+    """Raises HoldfastError when a folder stands where a file is to be written."""
+    if path.is_dir():
+        raise HoldfastError("is a folder", str(path), "give a file to write")
 
 
 def _make_parent(path: Path) -> None:

@@ -7,7 +7,8 @@ import typer
 
 from holdfast.cli.arguments import ModelDir, Out, Prompts, Recipe
 from holdfast.config.by_hand import checked
-from holdfast.files import apart
+from holdfast.errors import HoldfastError
+from holdfast.files import apart, refuse_folder
 
 commands = typer.Typer()
 
@@ -50,6 +51,10 @@ def compare(
     recipe: Recipe = "{}",
 ) -> None:
     """Compare the refusal directions of the dense and a compressed model, beside their nulls."""
+    if table.resolve() == out.resolve():
+        raise HoldfastError("is the file of the comparison itself", str(table), "give another --table")
+    refuse_folder(out)
+    refuse_folder(table)
     from holdfast.refusal.comparison import compare as run
 
     run(dense, compressed, out, table, checked("compare", recipe)["seed"])
@@ -67,6 +72,7 @@ def transfer(
     recipe: Recipe = "{}",
 ) -> None:
     """Score each model's direction inside the other, beside its own and random ones, on validation prompts."""
+    refuse_folder(out)
     from holdfast.refusal.transfer import transfer as run
 
     run(dense, compressed, out, harmful, harmless, checked("transfer", recipe))

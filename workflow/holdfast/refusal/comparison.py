@@ -332,9 +332,10 @@ def compare(dense: Path, compressed: Path, out: Path, table: Path, seed: int) ->
         "explained": explained(ours.unit, theirs.unit, at_sources["cosine"]),
         **{name: {"layer": d.layer, "position": d.position} for name, d in places.items()},
     }
-    write_json(out, result)
+    cosines_everywhere = cosine_table(activations[0], activations[1], seed, kept=kept)
     with atomic_file(table) as temporary:
-        cosine_table(activations[0], activations[1], seed, kept=kept).to_csv(temporary, index=False)
+        cosines_everywhere.to_csv(temporary, index=False)
+        write_json(out, result)
     recorder.write(
         out.with_name(out.name + ".provenance.json"), [dense / "direction", compressed / "direction"]
     )
