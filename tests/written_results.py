@@ -142,6 +142,9 @@ def write_compression(
             "auroc": {"phrase": 0.9, "token": 0.6},
             "score_valid": True,
             "score_checked": True,
+            "score_check": {
+                "phrase": {"on": "harmful", "auroc": {"value": 0.85, "low": 0.7, "high": 0.95, "n": 20}}
+            },
         },
     )
     shares = {"baseline": 18, "ablate": 1, "ablate-dense": 3, "ablate-random": 17}

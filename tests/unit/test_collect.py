@@ -191,6 +191,8 @@ def test_collect_puts_the_mechanism_on_the_as_is_rows(results: Path) -> None:
         "refusal_harmless[add-random]": 0.1,
         "refusal_harmless[add-dense-random]": 0.15,
         "score_auroc": 0.9,
+        "score_check_auroc": 0.85,
+        "score_check_harmful": 1,
         "score_valid": 1,
         "transfer_bypass[baseline]": 2,
         "transfer_bypass[own]": -8,

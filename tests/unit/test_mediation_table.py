@@ -43,6 +43,18 @@ def test_an_intervention_is_paired_with_none_by_prompt(results: Path) -> None:
     assert math.isnan(of(results, "mediation_p[ablate-dense]").value)
 
 
+def test_a_degenerate_answer_is_no_refusal(results: Path) -> None:
+    path = write(results, "wanda-50", {"baseline": [set(range(12))], "ablate": [set(range(12))]})
+    broken = [
+        record | {"degenerate": record["intervention"] == "ablate" and record["prompt_id"] < "p2"}
+        for record in read_jsonl(path)
+    ]
+    write_jsonl(path, broken)  # p0, p1, p10, p11 under ablation, and p12 to p19, which are not refused
+    assert of(results, "refusal_harmful[ablate]").value == pytest.approx(8 / 20)
+    assert of(results, "refusal_harmful[baseline]").value == pytest.approx(12 / 20)
+    assert of(results, "mediation_p[ablate]").value == pytest.approx(mcnemar_exact(4, 0))
+
+
 def test_of_several_random_directions_the_weakest_comparison_counts(results: Path) -> None:
     own, far, near = set(range(2)), set(range(16)), set(range(9))
     tries = {"baseline": [far], "ablate": [own]}

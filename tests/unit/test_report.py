@@ -100,6 +100,21 @@ def test_claims_follow_the_numbers(results: Path) -> None:
     assert decided()[0] == "not decided"
 
 
+@pytest.mark.parametrize("doubt", [{"usable": False}, {"score_valid": False}])
+def test_a_direction_in_doubt_decides_nothing(results: Path, doubt: dict[str, bool]) -> None:
+    write_mediation(
+        results / MODEL / "wanda-50/mediation/verdicts.jsonl",
+        {"harmful": dict.fromkeys(ABLATED, 24), "harmless": dict.fromkeys(ADDED, 24)},
+        refused=True,
+    )
+    path = results / MODEL / "wanda-50/direction/direction.json"
+    for changed, verdict, said in (({}, "contradicted", ""), (doubt, "supported", "; left out: wanda-50")):
+        write_json(path, read_json(path) | changed)
+        found = claims(Numbers(collect(results, CELLS, JUDGES), MODEL))[0]
+        assert found.verdict == verdict
+        assert found.evidence.endswith("rtn-4: supported" + said)
+
+
 @pytest.mark.parametrize(
     ("baseline", "own", "chance", "verdict"),
     [
@@ -415,3 +430,19 @@ def test_a_score_that_is_not_known_to_track_refusal_is_told(results: Path) -> No
     assert "(score in doubt)" in rows["rtn-4"][7]
     assert "(score in doubt)" not in rows["dense"][7]
     assert rows["wanda-50"][3] == "0.640 [0.562, 0.723]"  # explained by the dense direction
+
+
+def test_the_mechanism_table_says_what_the_score_was_checked_on(results: Path) -> None:
+    by_kind = {"on": "all", "auroc": {"value": 1.0, "low": 0.9, "high": 1.0, "n": 40}}
+    for compression, changed in (
+        ("wanda-50", {"score_check": {"phrase": by_kind, "token": {"on": "harmful"}}}),
+        ("rtn-4", {"score_valid": False, "score_checked": False, "score_check": {"phrase": {"on": None}}}),
+    ):
+        path = results / MODEL / compression / "direction/direction.json"
+        write_json(path, read_json(path) | changed)
+    rows = mechanism_table(Numbers(collect(results, CELLS, JUDGES), MODEL)).rows
+    assert {row[0]: row[-1] for row in rows} == {
+        "dense": "0.85 [0.70, 0.95] on harmful prompts",
+        "wanda-50": "1.00 [0.90, 1.00] between kinds only",
+        "rtn-4": "not checked",
+    }

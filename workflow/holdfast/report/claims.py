@@ -33,7 +33,10 @@ def claims(numbers: Numbers) -> list[Claim]:
 
 def _one_direction(numbers: Numbers) -> Claim:
     verdicts = {}
+    doubtful = [c for c in numbers.compressed() if _in_doubt(numbers, c)]
     for compression in numbers.compressed():
+        if compression in doubtful:
+            continue
         both = (ablation(numbers, compression), addition(numbers, compression))
         if None in both:
             verdicts[compression] = "not tried"
@@ -41,6 +44,7 @@ def _one_direction(numbers: Numbers) -> Claim:
             verdicts[compression] = "contradicted"
         else:
             verdicts[compression] = "supported" if both == ("supported", "supported") else "not decided"
+    evidence = [f"{c}: {v}" for c, v in verdicts.items()] + _left_out(doubtful)
     return Claim(
         "L1",
         "In compressed models refusal is still mediated by one direction: ablating it stops refusal, "
@@ -52,8 +56,10 @@ def _one_direction(numbers: Numbers) -> Claim:
         "answered) lies above half of the unchanged model's whole interval and the share itself is not below the "
         "interval of what a random direction leaves, or where the interval lies above that, but never where the "
         f"unchanged model's interval reaches down to {ROOM:.0%}, so that there is little to ablate (to induce). "
+        "Refused is what is refused by an answer that is not degenerate; all else counts as answered. Models without "
+        "a usable direction, or whose refusal score is not known to track refusal, are left out. "
         f"{EVERY}",
-        "; ".join(f"{c}: {v}" for c, v in verdicts.items()) or "no compressed model",
+        "; ".join(evidence) or "no compressed model",
     )
 
 
@@ -125,8 +131,7 @@ def _pruning_turns_it(numbers: Numbers) -> Claim:
             f"source moved in {moved[kind]} of {len(of_kind)}"
             for kind, of_kind in cosines.items()
         )
-    if doubtful:
-        evidence += f"; left out: {', '.join(doubtful)}"
+    evidence = "; ".join([evidence, *_left_out(doubtful)])
     return Claim(
         "L2",
         "Pruning changes the direction and its source (layer, token position) more than quantization.",
@@ -142,6 +147,10 @@ def _pruning_turns_it(numbers: Numbers) -> Claim:
 def _in_doubt(numbers: Numbers, compression: str) -> bool:
     """Its direction is the best of failing ones, or was chosen by a score that is not known to track refusal."""
     return 0 in [numbers.get(compression, AS_IS, m).value for m in ("direction_usable", "score_valid")]
+
+
+def _left_out(doubtful: list[str]) -> list[str]:
+    return [f"left out: {', '.join(doubtful)}"] if doubtful else []
 
 
 def _source(numbers: Numbers, compression: str) -> tuple[float, float]:

@@ -35,7 +35,10 @@ MEASURES = {
     "direction_published_bounds": "1 when it passes KL <= 0.1 and induce >= 0, the bounds of Arditi et al.",
     "score_valid": "1 when the refusal score is known to track generated refusals, else 0",
     "score_checked": "1 when there were refusals and answers enough to check it",
-    "score_auroc": "AUROC of the refusal score against generated refusals",
+    "score_auroc": "AUROC of the refusal score against generated refusals, over all validation prompts",
+    "score_check_auroc": "the one that decides score_valid, over the prompts that it is checked on; its interval",
+    "score_check_harmful": "1 when these are the harmful prompts alone; 0 when they are of both kinds, so that telling "
+    "the kinds apart is enough",
 } | mediation.MEASURES
 
 NULLS = ("split_half", "random", "shuffled")
@@ -80,7 +83,18 @@ def mechanism(compression: Path, name: str) -> dict[str, Rate]:
         | mediation.mediation(compression / "mediation/verdicts.jsonl", of_dense=name == DENSE)
         | {key: point(direction.get(key)) for key in ("score_valid", "score_checked")}
         | {"score_auroc": point((direction.get("auroc") or {}).get(direction.get("score")))}
+        | _score_check(direction)
     )
+
+
+def _score_check(direction: dict[str, Any]) -> dict[str, Rate]:
+    """What the score that the direction was chosen by was checked with."""
+    check = (direction.get("score_check") or {}).get(direction.get("score")) or {}
+    on = check.get("on")
+    return {
+        "score_check_auroc": band(check.get("auroc"), "value"),
+        "score_check_harmful": point(None if on is None else float(on == "harmful")),
+    }
 
 
 def _by_layer(path: Path, comparison: dict[str, Any]) -> dict[str, Rate]:

@@ -17,8 +17,9 @@ CONTROLS = {
 }
 
 MEASURES = {
-    "refusal_harmful[INTERVENTION]": "share of harmful prompts refused (baseline, ablate, ablate-dense, ablate-random)",
-    "refusal_harmless[INTERVENTION]": "share of harmless prompts refused (baseline, add, add-dense, add-random, "
+    "refusal_harmful[INTERVENTION]": "share of harmful prompts refused by a completion that is not degenerate "
+    "(baseline, ablate, ablate-dense, ablate-random)",
+    "refusal_harmless[INTERVENTION]": "the same of harmless prompts (baseline, add, add-dense, add-random, "
     "add-dense-random: random ones of the dense direction's length, at its layer)",
     "mediation_p[INTERVENTION]": "exact McNemar p of the intervention against none, same prompts",
     "mediation_p_random[INTERVENTION]": "the same against its control, a random direction; of several the largest, and "
@@ -43,7 +44,8 @@ def mediation(path: Path, *, of_dense: bool) -> dict[str, Rate]:
     for record in read_jsonl(path) if path.is_file() else []:
         check(record, ("intervention", "set", "prompt_id"), path)
         prompts = refused.setdefault((record["set"], record["intervention"]), {})
-        prompts.setdefault(record["prompt_id"], []).append(record["refused"])
+        genuine = record["refused"] and not record["degenerate"]
+        prompts.setdefault(record["prompt_id"], []).append(genuine)
     measured = {}
     for kind, controls in CONTROLS.items():
         tried = {name: refused.get((kind, name), {}) for name in (NONE, *controls, *controls.values())}

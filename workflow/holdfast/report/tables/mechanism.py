@@ -1,9 +1,11 @@
 """Where refusal lives in each compressed model, and how far it has turned."""
 
+import math
+
 from holdfast.config.cells import AS_IS
 from holdfast.report.findings import mechanism_findings
 from holdfast.report.numbers import Numbers
-from holdfast.report.rendering import Table
+from holdfast.report.rendering import MISSING, Table
 from holdfast.report.wording import number, whole
 
 
@@ -31,10 +33,13 @@ def mechanism_table(numbers: Numbers) -> Table:
         if numbers.get(compression, AS_IS, "score_valid").value == 0:
             source += " (score in doubt)"
         cosines = [number(c, 3) for c in (cosine, same, share, split, shuffled, chance)]
-        rows.append([compression, *cosines, source])
+        rows.append([compression, *cosines, source, _score_check(numbers, compression)])
     note = (
         "Relaxed filters: the direction passes the study's bounds on KL and induce, "
-        "not the published ones (KL at most 0.1, induce at least 0)."
+        "not the published ones (KL at most 0.1, induce at least 0). AUROC [95 % interval] of the refusal score that "
+        "the direction was chosen by, against real answers: on harmful prompts, some refused and some answered; or "
+        "between kinds only, with too few of either among harmful prompts, which shows that it tells harmful from "
+        "harmless prompts and hardly that it tracks refusal."
     )
     return Table(
         f"{numbers.model}: mechanism",
@@ -47,6 +52,7 @@ def mechanism_table(numbers: Numbers) -> Table:
             "Shuffled null",
             "Random null",
             "Source layer / position",
+            "Refusal score's AUROC",
         ],
         rows,
         note,
@@ -57,3 +63,13 @@ def mechanism_table(numbers: Numbers) -> Table:
         "gives when no prompt's kind is known, the random null what unrelated directions reach.",
         findings=mechanism_findings(numbers),
     )
+
+
+def _score_check(numbers: Numbers, compression: str) -> str:
+    auroc, harmful, checked = (
+        numbers.get(compression, AS_IS, m)
+        for m in ("score_check_auroc", "score_check_harmful", "score_checked")
+    )
+    if math.isnan(harmful.value):
+        return "not checked" if checked.value == 0 else MISSING
+    return f"{number(auroc, 2)} {'on harmful prompts' if harmful.value else 'between kinds only'}"

@@ -47,7 +47,8 @@ def mediation_table(numbers: Numbers) -> Table:
         f"n: {usual['harmful']} harmful and {usual['harmless']} harmless prompts; p: exact McNemar on the same "
         "prompts, each column adjusted by Holm over this table. Of several random directions: the mean of the rates, "
         "with the interval of one answer a prompt, and the largest p of them.",
-        "Share of prompts refused [95 % interval]. One direction mediates refusal when ablating it stops refusal of "
+        "Share of prompts refused by an answer that is not degenerate [95 % interval]. One direction "
+        "mediates refusal when ablating it stops refusal of "
         "harmful prompts, adding it induces refusal of harmless ones, and a random direction does neither. A random "
         "direction is added as its row's is, as long and at the same layer. The own and the dense model's direction "
         "have different lengths, and a longer one does more when added: their rates under addition are not to be "
