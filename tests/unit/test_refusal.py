@@ -41,11 +41,9 @@ def test_the_cache_holds_every_prompt_in_its_place(model_dir: Path, tmp_path: Pa
     cache_activations(model_dir, tmp_path / "out", made["harmful_train"], made["harmless_train"], {})
     cached, positions = load_activations(tmp_path / "out")
     model, tokenizer = load_model(model_dir), load_tokenizer(model_dir)
-    means = load_file(tmp_path / "out" / "means.safetensors")
     for kind in ("harmful", "harmless"):
         whole = block_inputs(model, tokenizer, prompts(kind, 40), SETTINGS)
         assert torch.equal(cached[kind], whole)
-        assert torch.allclose(means[kind], whole.double().mean(0), atol=1e-12)
     assert cached["harmful"].shape[1] == len(positions["positions"])
 
 
@@ -136,7 +134,6 @@ def test_planted_direction_is_found_again(planted_dir: tuple[Path, torch.Tensor]
     assert found.about["chosen"]["induce"] > found.about["baseline"]["harmless"] + 1
     kept = load_file(out / "direction.safetensors")
     assert kept["direction"].dtype == torch.float32
-    assert load_file(activations / "means.safetensors")["harmful"].dtype == torch.float64
 
 
 def test_random_direction_does_not_do_what_the_planted_one_does(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -95,7 +95,7 @@ def block_inputs(
 def cache_activations(
     model_dir: Path, out: Path, harmful: Path, harmless: Path, recipe: Mapping[str, Any]
 ) -> None:
-    """Write ``activations.safetensors`` (float32), ``means.safetensors`` (float64), the prompts and positions."""
+    """Write ``activations.safetensors`` (float32), the prompts and positions."""
     from holdfast.checkpoints import load_model, load_tokenizer
     from holdfast.model_folders import settings
 
@@ -105,17 +105,12 @@ def cache_activations(
     tokens = post_instruction_tokens(tokenizer, chosen)
     layers, width = len(decoder_layers(model)), model.config.get_text_config().hidden_size
     shapes = {name: (len(records), len(tokens), layers, width) for name, records in prompts.items()}
-    # Sums in float64: a float32 mean of a hundred large activations loses the small difference sought.
-    sums = {name: torch.zeros(shape[1:], dtype=torch.float64) for name, shape in shapes.items()}
     with atomic_folder(out) as folder:
         with RowsFile(folder / "activations.safetensors", shapes) as file:
             for name, records in prompts.items():
                 texts = [r["text"] for r in records]
                 for rows, values in batches_of_block_inputs(model, tokenizer, texts, chosen):
                     file.write(name, rows, values)
-                    sums[name] += values.double().sum(0)
-        means = {name: total / len(prompts[name]) for name, total in sums.items()}
-        save_file(means, folder / "means.safetensors")
         write_json(
             folder / "positions.json",
             {

@@ -107,6 +107,7 @@ def find_direction(
     check = about["score_check"][kind]
     rows = train_rows(activations_dir, score, model) if recipe["filter_train"] else dict.fromkeys(KINDS)
     used = {k: x if (kept := rows[k]) is None else x[kept] for k, x in activations.items()}
+    # In float64: a float32 mean of a hundred large activations loses the small difference sought.
     means = {k: x.double().mean(0) for k, x in used.items()}
 
     positions = candidate_list(recipe["positions"], where["positions"], "direction.positions")
