@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+DEMO = str(Path(__file__).parents[2] / "config/demo.yaml")
+
 
 def holdfast(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -69,6 +71,7 @@ def holdfast(*arguments: str) -> subprocess.CompletedProcess[str]:
             "none.csv: cannot be read",
         ),
         (["ability", "model", "out", "--recipe", "{}"], "zero_shot: missing"),
+        (["tables", "out", "--config", DEMO, "--results", "none"], "none: no such folder"),
         (
             [
                 "compress",

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from holdfast.config.by_hand import checked
 from holdfast.errors import HoldfastError
-from holdfast.files import write_jsonl
+from holdfast.files import write_json, write_jsonl
 from holdfast.methods.edit import edit_checkpoint
 from holdfast.report.collect import COLUMNS, MEASURES, collect
 from holdfast.report.figures import write_figures
@@ -225,6 +225,39 @@ def test_a_damaged_table_of_cosines_is_one_line(results: Path) -> None:
     (results / MODEL / "wanda-50/comparison.csv").write_text("position,layer,cosine\n-1,1,0.5\n")
     with pytest.raises(HoldfastError, match="not a comparison's table"):
         collect(results, CELLS, JUDGES)
+
+
+BAND = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 20}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("wanda-50/comparison.json", [], "not a JSON object"),
+        ("wanda-50/comparison.json", {}, "has no cosine"),
+        ("wanda-50/comparison.json", {"cosine": 0.5}, "cosine does not fit"),
+        ("wanda-50/comparison.json", {"cosine": BAND, "explained": 0.25}, "explained does not fit"),
+        ("wanda-50/comparison.json", {"cosine": BAND, "dense": {"layer": 2}}, "has no dense.position"),
+        ("wanda-50/transfer.json", {"dense_in_compressed": 1}, "dense_in_compressed does not fit"),
+        ("wanda-50/transfer.json", {"dense_in_compressed": {"bypass": {}}},
+         "has no dense_in_compressed.bypass.baseline"),
+        ("wanda-50/aird/checkpoint/edit.json", {"layers": 16}, "layers does not fit"),
+        ("wanda-50/aird/checkpoint/edit.json", {"validation": {"before": None, "tries": []}},
+         "validation.before does not fit"),
+        ("wanda-50/aird/checkpoint/edit.json", {"trace": [], "leaderboard": [{}]}, "has no leaderboard.0.variant"),
+        ("wanda-50/aird/checkpoint/provenance.json", {"density": "half"}, "density does not fit"),
+        ("wanda-50/direction/direction.json", {"layer": "two"}, "layer does not fit"),
+        ("wanda-50/as-is/ability/zero_shot.json", {"boolq": {"value": 0.5}}, "has no boolq.n"),
+        ("wanda-50/as-is/ability/perplexity.json", {"perplexity": "low"}, "perplexity does not fit"),
+    ],
+)  # fmt: skip
+def test_a_damaged_file_is_one_line(results: Path, file: str, content: Any, said: str) -> None:
+    write_json(results / MODEL / file, content)
+    with pytest.raises(HoldfastError) as told:
+        collect(results, CELLS, JUDGES)
+    assert told.value.where == str(results / MODEL / file)
+    assert told.value.what.startswith(said)
+    assert told.value.remedy == "delete it and run its stage again"
 
 
 def test_missing_cells_are_marked_and_never_dropped(results: Path, tmp_path: Path) -> None:

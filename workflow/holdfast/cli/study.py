@@ -7,6 +7,7 @@ import typer
 
 from holdfast.cli.arguments import Out, Recipe, by_stem
 from holdfast.config.by_hand import checked
+from holdfast.errors import HoldfastError
 
 commands = typer.Typer()
 
@@ -75,6 +76,9 @@ def tables(
 ) -> None:
     """Collect every cell into tidy tables (refusal.csv, costs.csv), and these into Markdown and LaTeX."""
     from holdfast.config import load_study
+
+    if not results.is_dir():
+        raise HoldfastError("no such folder", str(results), "give the study's results folder")
     from holdfast.report.collect import collect
     from holdfast.report.tables import write_tables
 

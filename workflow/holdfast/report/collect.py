@@ -13,6 +13,7 @@ import pandas as pd
 from holdfast.config.cells import AS_IS, DENSE
 from holdfast.errors import HoldfastError
 from holdfast.report.measures import ability, answers, attacks, mechanism, methods, transfer
+from holdfast.report.measures.formats import ZeroShot
 from holdfast.report.measures.reading import json_object
 
 Cell = tuple[str, str, str]
@@ -56,7 +57,9 @@ def collect(
     listed = list(dict.fromkeys(cells))
     if not judges:
         raise HoldfastError("no judge named", "judges", "name at least one judge")
-    zero_shot = [json_object(results.joinpath(*cell, "ability/zero_shot.json")) or {} for cell in listed]
+    zero_shot = [
+        json_object(results.joinpath(*cell, "ability/zero_shot.json"), ZeroShot) or {} for cell in listed
+    ]
     tasks = list(dict.fromkeys(task for scores in zero_shot for task in scores))
     rows: list[dict[str, Any]] = []
     for model, compression, method in listed:

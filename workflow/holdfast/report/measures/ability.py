@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from holdfast.report.measures.formats import Perplexity, ZeroShot
 from holdfast.report.measures.reading import NOTHING, json_object, number
 from holdfast.statistics import Rate, wilson
 
@@ -12,10 +13,10 @@ MEASURES = {
 
 
 def ability(cell: Path, tasks: list[str]) -> dict[str, Rate]:
-    text = json_object(cell / "ability/perplexity.json") or {}
+    text = json_object(cell / "ability/perplexity.json", Perplexity) or {}
     low, high = number(text.get("low")), number(text.get("high"))
     measured = {"perplexity": Rate(number(text.get("perplexity")), text.get("windows") or 0, low, high)}
-    scores = json_object(cell / "ability/zero_shot.json") or {}
+    scores = json_object(cell / "ability/zero_shot.json", ZeroShot) or {}
     for task in tasks:
         score = scores.get(task) or {}
         n = score.get("n") or 0

@@ -8,6 +8,7 @@ import pandas as pd
 from holdfast.config.cells import DENSE
 from holdfast.errors import HoldfastError
 from holdfast.report.measures import mediation
+from holdfast.report.measures.formats import Comparison, Direction, Provenance
 from holdfast.report.measures.reading import band, json_object, point, weights
 from holdfast.statistics import Rate
 
@@ -45,20 +46,20 @@ NULLS = ("split_half", "random", "shuffled")
 
 
 def mechanism(compression: Path, name: str) -> dict[str, Rate]:
-    provenance = json_object(compression / "checkpoint/provenance.json") or {}
+    provenance = json_object(compression / "checkpoint/provenance.json", Provenance) or {}
     recipe = provenance.get("recipe")
     kind = recipe if isinstance(recipe, dict) else {}
     # Neither key in a compressed model's recipe: what it does is not known, and not guessed from its name.
     known = name == DENSE or bool({"prune", "quantize", "source"} & set(kind))
     pruned, quantized = bool(kind.get("prune")), bool(kind.get("quantize"))
     if name != DENSE and "source" in kind:  # a published checkpoint's weights tell what it is
-        quantized, pruned = provenance["density"] is None, (provenance["density"] or 1) < 0.999
+        quantized, pruned = provenance.get("density") is None, (provenance.get("density") or 1) < 0.999
     measured = {
         **weights(provenance),
         "pruned": point(float(pruned) if known else None),
         "quantized": point(float(quantized) if known else None),
     }
-    comparison = json_object(compression / "comparison.json")
+    comparison = json_object(compression / "comparison.json", Comparison)
     # The dense model is what is compared with: without a file there is nothing missing.
     if comparison is not None or name != DENSE:
         comparison = comparison or {}
@@ -69,7 +70,7 @@ def mechanism(compression: Path, name: str) -> dict[str, Rate]:
         for null in NULLS:
             measured[f"cosine_null_{null}"] = band(comparison.get(f"null_{null}"), "mean")
         measured |= _by_layer(compression / "comparison.csv", comparison)
-    direction = json_object(compression / "direction/direction.json") or {}
+    direction = json_object(compression / "direction/direction.json", Direction) or {}
     usable = direction.get("usable")
     return (
         measured
@@ -127,5 +128,5 @@ def _by_layer(path: Path, comparison: dict[str, Any]) -> dict[str, Rate]:
 
 def _seconds(compression: Path, *stages: str) -> float | None:
     """What these stages took together; None when one has left no record."""
-    records = [json_object(compression / stage / "provenance.json") or {} for stage in stages]
+    records = [json_object(compression / stage / "provenance.json", Provenance) or {} for stage in stages]
     return sum(r["seconds"] for r in records) if all("seconds" in r for r in records) else None

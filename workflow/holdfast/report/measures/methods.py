@@ -7,7 +7,9 @@ from typing import Any
 from holdfast.config.cells import AS_IS, DENSE
 from holdfast.errors import HoldfastError
 from holdfast.evaluation.judges import attack_success
+from holdfast.records import Record
 from holdfast.report.measures import searches
+from holdfast.report.measures.formats import Edit, Provenance, Steering
 from holdfast.report.measures.reading import (
     NOTHING,
     Verdicts,
@@ -21,6 +23,7 @@ from holdfast.report.measures.reading import (
 from holdfast.statistics import Rate, mcnemar_exact, recovered_share
 
 EDIT, STEER, RECALIBRATE, TUNE = "edit", "steer", "recalibrate", "tune"
+RECORDS: dict[str, type[Record]] = {EDIT: Edit, STEER: Steering}
 LOST = 5  # prompts: of fewer lost refusals a share recovered says nothing
 LEARNT = {RECALIBRATE: "recalibrate", TUNE: "data"}  # the key of a recipe that says what is learnt
 
@@ -57,7 +60,7 @@ def method(compression: Path, name: str, stages: Mapping[str, str], judge: str) 
     after_file = verdict_file(compression / name, "attack", judge)
     after = verdicts(compression / name, "attack", judge)
     gained, lost, p = _paired(before, after, after_file)
-    provenance = json_object(compression / name / "checkpoint/provenance.json") or {}
+    provenance = json_object(compression / name / "checkpoint/provenance.json", Provenance) or {}
     record = _record(compression, name, stages)
     measured = {
         **weights(provenance),
@@ -103,13 +106,13 @@ def _record(compression: Path, name: str, stages: Mapping[str, str]) -> dict[str
     if stage in LEARNT:
         recipe = _recipe(compression, name)
         return {"learnt": recipe[LEARNT[stage]]} if LEARNT[stage] in recipe else {}
-    return (
-        (json_object(compression / name / f"checkpoint/{stage}.json") or {}) if stage in (EDIT, STEER) else {}
-    )
+    if stage not in RECORDS:
+        return {}
+    return json_object(compression / name / f"checkpoint/{stage}.json", RECORDS[stage]) or {}
 
 
 def _recipe(compression: Path, name: str) -> dict[str, Any]:
-    recipe = (json_object(compression / name / "checkpoint/provenance.json") or {}).get("recipe")
+    recipe = (json_object(compression / name / "checkpoint/provenance.json", Provenance) or {}).get("recipe")
     return recipe if isinstance(recipe, dict) else {}
 
 

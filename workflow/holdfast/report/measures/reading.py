@@ -8,18 +8,19 @@ from typing import Any
 from holdfast.errors import HoldfastError
 from holdfast.evaluation.judges import substring_lists
 from holdfast.files import read_json, read_jsonl
+from holdfast.records import Record, require
 from holdfast.statistics import Rate, wilson
 
 NOTHING = Rate(math.nan, 0, math.nan, math.nan)
 Verdicts = dict[str, dict[str, Any]]
 
 
-def json_object(path: Path) -> dict[str, Any] | None:
+def json_object(path: Path, kind: type[Record]) -> dict[str, Any] | None:
+    """The file's object, or None when it is missing; HoldfastError when a field of ``kind`` has another type."""
     if not path.is_file():
         return None
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise HoldfastError("not a JSON object", str(path), "delete it and run its stage again")
+    value: dict[str, Any] = read_json(path)
+    require(kind, value, str(path), "delete it and run its stage again")
     return value
 
 

@@ -26,14 +26,14 @@ def search(edit: dict[str, Any]) -> dict[str, Rate]:
     if not validation:
         return {}
     measured = {}
-    if edit["trace"]:
+    if edit.get("trace"):
         unedited = edit["trace"][0]
         measured[f"search_score[{UNEDITED}]"] = point(unedited["refusal_score"])._replace(
-            n=unedited["prompts"]
+            n=unedited.get("prompts") or 0
         )
     measured |= _verified(UNEDITED, validation["before"])
     best: dict[str, dict[str, Any]] = {}
-    for row in edit["leaderboard"]:
+    for row in edit.get("leaderboard") or []:
         if row["chosen"] or row["variant"] not in best:
             best[row["variant"]] = row
     for variant, row in best.items():

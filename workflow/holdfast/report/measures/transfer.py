@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from holdfast.report.measures.formats import Transfer
 from holdfast.report.measures.reading import band, json_object, point
 from holdfast.statistics import Rate
 
@@ -34,7 +35,7 @@ MEASURES = {
 
 
 def transfer(path: Path) -> dict[str, Rate]:
-    found = json_object(path) or {}
+    found = json_object(path, Transfer) or {}
     measured = {}
     for way, (prefix, other) in WAYS.items():
         for score in SCORES:
