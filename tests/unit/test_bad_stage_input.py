@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from holdfast.checkpoints import load_model
 from holdfast.cli import main
 from holdfast.files import sha256, write_json, write_jsonl
+from holdfast.provenance import input_checksum
+from holdfast.refusal.activations import cache_activations, refuse_other_model
 from safetensors.torch import load_file, save_file
 from tiny import tiny_llama
 
@@ -76,6 +79,9 @@ MATCHED = '{"edit":"aird","direction":"random","matched_to":"x"} --matched-to ma
 STEERED = '{"steer":"random","matched_to":"x"} --matched-to match.json'
 MEDIATE = f"mediate compressed/checkpoint out --direction compressed/direction {PROMPTS} --recipe {{}}"
 COMPARE = "compare out --dense dense --compressed compressed --table table.csv"
+DIRECTION = (
+    f"direction compressed/checkpoint out --activations compressed/activations {PROMPTS} --recipe {{}}"
+)
 TRANSFER = f"transfer out --dense dense --compressed compressed {PROMPTS}"
 TUNE = "tune compressed/checkpoint out --harmful-answers answers.jsonl --harmless-answers answers.jsonl"
 TUNE += " --evaluated one.jsonl"
@@ -119,6 +125,17 @@ def unlinked(file: str) -> Callable[[], None]:
 
 def matched(value: Any) -> Callable[[], None]:
     return lambda: Path("match.json").write_text(json.dumps(value))
+
+
+def other_activations() -> None:
+    """Those of the dense model, cached on the same prompts, whose shape is the same."""
+    model = load_model(Path("dense/checkpoint"))
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(2)
+    model.save_pretrained("dense/checkpoint")
+    shutil.rmtree("compressed/activations")
+    given = Path("prompts.jsonl")
+    cache_activations(Path("dense/checkpoint"), Path("compressed/activations"), given, given, {})
 
 
 def answers(*records: Any) -> Callable[[], None]:
@@ -165,6 +182,11 @@ def nothing() -> None:
         (STEER.replace("compressed/direction", "gone") + ' {"steer":"dense","alpha":1}', nothing, "gone"),
         *((f"{EDITED} {MATCHED}", matched(value), "match.json") for value in
           ([], {}, {**EDIT, "variant": "x"}, {**EDIT, "layers": 1}, {**EDIT, "matrices": ["q_proj"]})),
+        *((command + f' {{{recipe},"judge":"x"}}', nothing, "judge: unknown judge 'x'; choose from: arditi-12")
+          for command, recipe in ((EDITED, '"edit":"aird","variant":"restore","layer":1'),
+                                  (STEER, '"steer":"dense","alpha":1'))),
+        (DIRECTION, other_activations, "activations: not of the checkpoint compressed/checkpoint"),
+        (DIRECTION, lambda: write_json(Path("compressed/activations/provenance.json"), {}), "has no inputs"),
         (EDITED.replace("dense/direction", "wide/direction") + ' {"edit":"aird"}', nothing, "48 wide, does not fit"),
         (EDITED.replace("dense/checkpoint", "wide/checkpoint") + ' {"edit":"aird","variant":"restore","layer":1}',
          nothing, "its matrices are (48"),
@@ -247,6 +269,14 @@ def test_suffixes(
     recipe = json.dumps({"suffix": "file:suffix.txt", "sha256": checksum}, separators=(",", ":"))
     command = f"generate dense/checkpoint out --prompts prompts.jsonl --recipe {recipe}"
     assert said in run(command, monkeypatch, capsys)
+
+
+def test_moved_results_still_belong_together(there: Path) -> None:
+    made = {"inputs": {"compressed/checkpoint": input_checksum(Path("compressed/checkpoint"))}}
+    write_json(Path("compressed/activations/provenance.json"), made)
+    Path("compressed").rename("moved")
+    checkpoint = Path("moved/checkpoint")
+    refuse_other_model(Path("moved/activations"), checkpoint, input_checksum(checkpoint))
 
 
 def test_labels(there: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,6 +70,13 @@ class Recorder:
 
     def __init__(self, stage: str, recipe: Any) -> None:
         self.stage, self.recipe, self.started = stage, recipe, time.monotonic()
+        self._checksums: dict[Path, str] = {}
+
+    def checksum(self, path: Path) -> str:
+        """The :func:`input_checksum` of an input, taken once: a checkpoint without provenance is read whole for it."""
+        if path not in self._checksums:
+            self._checksums[path] = input_checksum(path)
+        return self._checksums[path]
 
     def write(self, path: Path, inputs: Iterable[Path] = (), **more: Any) -> None:
         """Write ``path`` (a ``provenance.json``) with the checksum of each input file or folder."""
@@ -78,7 +85,7 @@ class Recorder:
             {
                 "stage": self.stage,
                 "recipe": self.recipe,
-                "inputs": {shown(p): input_checksum(p) for p in inputs},
+                "inputs": {shown(p): self.checksum(p) for p in inputs},
                 "seconds": round(time.monotonic() - self.started, 2),
                 "peak_memory_bytes": peak_memory_bytes(),
                 "packages": package_versions(),

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError
 
 from holdfast.config.compressions import Prune, Published, Quantize, compression_kind
 from holdfast.config.grid import Aird
-from holdfast.config.judges import JudgeName
+from holdfast.config.judges import JudgeName, ListName
 from holdfast.config.measures import (
     Attack,
     Data,
@@ -73,14 +73,16 @@ class TransferRecipe(Transfer, Versioned):
 class MediateRecipe(Mediation, Versioned):
     seed: int = Field(default=0, ge=0, description="seed of the first random direction")
     ablation: Literal["plain", "affine"] = Field(default="plain", description="kind of ablation")
-    judge: str = Field(default="arditi-12", description="refusal judge")
+    judge: ListName = Field(default="arditi-12", description="refusal judge")
     batch_size: Positive | Literal["auto"] = Field(default="auto", description="prompts at a time")
 
 
 class EditRecipe(Aird, Versioned):
     edit: Literal["aird"] = Field(default="aird", description="the kind of edit")
     search: Search = Field(default=Search(), description="candidates and bounds of a search")
-    judge: str = Field(default="arditi-12", description="refusal judge that verifies what a search found")
+    judge: ListName = Field(
+        default="arditi-12", description="refusal judge that verifies what a search found"
+    )
 
 
 class InstructRecipe(SystemPrompt, Versioned):
@@ -89,16 +91,18 @@ class InstructRecipe(SystemPrompt, Versioned):
 
 class SteerRecipe(Steer, Versioned):
     search: Search = Field(default=Search(), description="candidates and bounds of a search")
-    judge: str = Field(default="arditi-12", description="refusal judge that verifies what a search found")
+    judge: ListName = Field(
+        default="arditi-12", description="refusal judge that verifies what a search found"
+    )
 
 
 class RecalibrateRecipe(Recalibrate, Versioned):
     compress: dict[str, Any] = Field(description="recipe of the compression that is made again")
-    judge: str = Field(default="arditi-12", description="refusal judge")
+    judge: ListName = Field(default="arditi-12", description="refusal judge")
 
 
 class TuneRecipe(Tune, Versioned):
-    judge: str = Field(default="arditi-12", description="refusal judge")
+    judge: ListName = Field(default="arditi-12", description="refusal judge")
 
 
 class GenerateRecipe(Generate, Attack, Versioned):
@@ -106,11 +110,11 @@ class GenerateRecipe(Generate, Attack, Versioned):
 
 
 class JudgeRecipe(Versioned):
-    judges: list[str] = Field(min_length=1, description="names of substring lists")
+    judges: list[ListName] = Field(min_length=1, description="names of substring lists")
 
 
 class AgreementRecipe(Versioned):
-    judges: list[str] = Field(default=[], description="names of substring lists")
+    judges: list[ListName] = Field(default=[], description="names of substring lists")
     judge_models: dict[JudgeName, str] = Field(default={}, description="kind of each model judge, by name")
 
 

@@ -15,6 +15,16 @@ FILES = {"attack.jsonl", "over_refusal.jsonl", "provenance.json"}
 JudgeName = Annotated[str, named(FILES, "the name of a file of theirs")]
 
 
+def known_list(name: str) -> str:
+    """Raises BadValueError for a name that no substring list has."""
+    if name not in (lists := substring_lists()):
+        raise sources.BadValueError(f"unknown judge {name!r}", f"choose from: {', '.join(lists)}")
+    return name
+
+
+ListName = Annotated[str, AfterValidator(known_list)]
+
+
 class JudgeModel(Section):
     """A published judge, as a model that is asked."""
 

@@ -147,6 +147,27 @@ def load_activations(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return found, positions
 
 
+class _Provenance(Record):
+    inputs: dict[str, str]
+
+
+def refuse_other_model(folder: Path, model_dir: Path, checksum: str) -> None:
+    """Raises HoldfastError when the provenance of the activations in ``folder`` names another checkpoint.
+
+    Wherever either has been moved to; activations without provenance are taken as they are.
+
+    Args:
+        checksum: the ``input_checksum`` of the checkpoint ``model_dir``.
+    """
+    file = folder / "provenance.json"
+    if not file.is_file():
+        return
+    record, remedy = read_json(file), "run holdfast activations again"
+    require(_Provenance, record, str(file), remedy)
+    if checksum not in record["inputs"].values():
+        raise HoldfastError(f"not of the checkpoint {model_dir}", str(folder), f"{remedy}, on that one")
+
+
 def read_tensors(file: Path, names: Sequence[str], remedy: str) -> dict[str, Tensor]:
     """The named tensors of a safetensors file, in this order; HoldfastError when it is damaged or lacks one."""
     if not file.is_file():

@@ -23,7 +23,7 @@ from holdfast.prompts.sources import read_records
 from holdfast.prompts.templates import answer_opening
 from holdfast.provenance import Recorder
 from holdfast.records import Record, require
-from holdfast.refusal.activations import load_activations, read_tensors
+from holdfast.refusal.activations import load_activations, read_tensors, refuse_other_model
 from holdfast.refusal.candidate_scores import Candidate, Sweep
 from holdfast.refusal.score_check import check_scores, pick_score
 from holdfast.refusal.scores import RefusalScore
@@ -87,12 +87,14 @@ def find_direction(
 
     ``recipe``: positions and layers (``all`` or lists), ablation (``plain`` or ``affine``), score (``auto``,
     ``first-token``, ``phrases``), max_kl, min_induce, filter_train, full_table (score every candidate in full).
+    Raises HoldfastError when the activations are of another checkpoint.
     """
     from holdfast.checkpoints import load_model, load_tokenizer
     from holdfast.model_folders import settings
 
     recorder = Recorder("direction", dict(recipe))
     model, tokenizer, chosen_settings = load_model(model_dir), load_tokenizer(model_dir), settings(model_dir)
+    refuse_other_model(activations_dir, model_dir, recorder.checksum(model_dir))
     texts = {
         "harmful": [r["text"] for r in read_records(harmful)],
         "harmless": [r["text"] for r in read_records(harmless)],
