@@ -59,6 +59,23 @@ def holdfast(*arguments: str) -> subprocess.CompletedProcess[str]:
             "is named x, as a/x.jsonl is",
         ),
         (["disjoint", "a.jsonl", "--prompts", "a.jsonl"], "would replace its own input"),
+        (["agreement", "a.csv", "--labels", "a.csv", "--recipe", "{}"], "would replace its own input"),
+        (["report", DEMO, "--config", DEMO, "--results", "none"], "would replace its own input"),
+        (
+            [
+                "transfer",
+                "a.jsonl",
+                "--dense",
+                "d",
+                "--compressed",
+                "c",
+                "--harmful",
+                "a.jsonl",
+                "--harmless",
+                "b.jsonl",
+            ],
+            "would replace its own input",
+        ),
         (["generate", "model", "model", "--prompts", "a=a.jsonl", "--recipe", "{}"], "its own input"),
         (["judge", "out", "--generations", "none.jsonl", "--recipe", '{"judges": ["x"]}'], "unknown judge"),
         (

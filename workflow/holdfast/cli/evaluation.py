@@ -66,9 +66,11 @@ def agreement(
     ] = None,
 ) -> None:
     """Count judges against people's labels of refusals (formats of PyRIT and XSTest)."""
+    models = named_files(model or [])
+    apart(out, *labels, *models.values())
     from holdfast.evaluation.judges.agreement import write_agreement as run
 
-    run(labels, out, checked("agreement", recipe), named_files(model or []))
+    run(labels, out, checked("agreement", recipe), models)
 
 
 @commands.command()

@@ -73,6 +73,7 @@ def transfer(
 ) -> None:
     """Score each model's direction inside the other, beside its own and random ones, on validation prompts."""
     refuse_folder(out)
+    apart(out, harmful, harmless)
     from holdfast.refusal.transfer import transfer as run
 
     run(dense, compressed, out, harmful, harmless, checked("transfer", recipe))

@@ -32,15 +32,16 @@ def schema_command(out: Out) -> None:
 @commands.command()
 def prompts(out: Out, recipe: Recipe) -> None:
     """Read one prompt set from its package, file or hub, into OUT (JSONL)."""
-    from holdfast.files import sha256, write_jsonl
+    from holdfast.files import apart, sha256, write_jsonl
     from holdfast.prompts.sources import local_path, read_prompts
     from holdfast.provenance import Recorder
 
     settings = checked("prompts", recipe)
     recorder = Recorder("prompts", settings)
     records = read_prompts(settings)
-    write_jsonl(out, records)
     given = [] if settings["source"].startswith("hub:") else [local_path(settings["source"])]
+    apart(out, *given)
+    write_jsonl(out, records)
     recorder.write(
         out.with_name(out.name + ".provenance.json"), given, prompts=len(records), sha256=sha256(out)
     )
@@ -106,10 +107,12 @@ def report(
 ) -> None:
     """Write the study's page: one self-contained HTML file."""
     from holdfast.config import load_study
+    from holdfast.files import apart
     from holdfast.report.page import write_page
     from holdfast.report.tables import read_tables
 
     study = load_study(config)
+    apart(out, config)
     write_page(
         out,
         results,
