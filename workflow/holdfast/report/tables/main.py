@@ -61,12 +61,12 @@ def main_table(numbers: Numbers) -> Table:
         rows,
         note,
         "Share [95 % interval]. ASR is the share of harmful prompts not refused, gibberish included: read it with the "
-        "degenerate column. ASR corrected: less the judge's error against people's labels of PyRIT's answers "
-        "to red teaming (Rogan & Gladen; interval of Lang & Reiczigel). Those labels are of other models' answers and "
-        "carry over only if the judge errs alike on these; where the two contradict each other, or the judge has no "
-        "labels, there is no figure. Genuine refusal is refused and coherent; over-refusal is harmless prompts "
-        "refused. Unfinished is cut before the first word of the answer, in a thought: the other rates are of the "
-        "finished ones. A dash marks what is missing.",
+        "degenerate column. Substring lists are English: to them a refusal in another language is none. ASR corrected: "
+        "less the judge's error against people's labels of PyRIT's answers to red teaming (Rogan & Gladen; interval of "
+        "Lang & Reiczigel). Those labels are of other models' answers and carry over only if the judge errs alike on "
+        "these; where the two contradict each other, or the judge has no labels, there is no figure. Genuine refusal "
+        "is refused and coherent; over-refusal is harmless prompts refused. Unfinished is cut before the first word of "
+        "the answer, in a thought: the other rates are of the finished ones. A dash marks what is missing.",
         names=2,
         findings=compression_findings(numbers),
     )
