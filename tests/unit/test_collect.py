@@ -247,6 +247,8 @@ BAND = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 20}
         ("wanda-50/aird/checkpoint/edit.json", {"trace": [], "leaderboard": [{}]}, "has no leaderboard.0.variant"),
         ("wanda-50/aird/checkpoint/provenance.json", {"density": "half"}, "density does not fit"),
         ("wanda-50/direction/direction.json", {"layer": "two"}, "layer does not fit"),
+        ("wanda-50/direction/direction.json", {"score_check": {"phrases": {"auroc": 0.9}}},
+         "score_check.phrases.auroc does not fit"),
         ("wanda-50/as-is/ability/zero_shot.json", {"boolq": {"value": 0.5}}, "has no boolq.n"),
         ("wanda-50/as-is/ability/perplexity.json", {"perplexity": "low"}, "perplexity does not fit"),
     ],

@@ -37,6 +37,11 @@ class Provenance(Record):
     seconds: float | None = None
 
 
+class ScoreCheck(Record):
+    auroc: Band | None = None
+    on: str | None = None
+
+
 class Direction(Record):
     """``direction.json``."""
 
@@ -48,6 +53,7 @@ class Direction(Record):
     score_valid: bool | None = None
     score_checked: bool | None = None
     auroc: dict[str, float | None] | None = None
+    score_check: dict[str, ScoreCheck] | None = None
 
 
 class Comparison(Record):
