@@ -132,6 +132,7 @@ def test_card_tells_what_was_done_and_shows_no_prompt_and_no_answer(
     for kind in ("harmful", "harmless"):
         assert not any(r["text"] in card for r in read_jsonl(models / f"{kind}.jsonl"))
     assert "I'm sorry" not in card
+    assert re.search(r"Cohen's kappa 0\.\d\d \[0\.\d\d, 0\.\d\d\]", card)
 
 
 def test_interrupted_repair_goes_on_and_ends_alike(

@@ -22,10 +22,12 @@ def zero_shot(
     ``recipe``: tasks, limit (items a task, None: all), folder (local data of standard tasks, or None). ``items``: the
     summary also has ``correct``, 0 or 1 an item in the items' order, for paired comparisons.
     """
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluator, simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
+    # It would ask git for the commit of the working directory, and git complains where that is no repository.
+    evaluator.get_git_commit_hash = lambda: None
     folder = Path(recipe["folder"]) if recipe.get("folder") else None
     wanted = tasks(recipe["tasks"], folder)
     # Scanning the built-in tasks costs 8-25 s; local tasks need none of them.

@@ -125,7 +125,7 @@ def revision(model: Mapping[str, Any]) -> str:
 
 
 def change(found: Mapping[str, Any]) -> str:
-    return f"{found['gained']} prompts more, {found['lost']} fewer, McNemar p = {found['p']:.2g}"
+    return f"{found['gained']} gained, {found['lost']} lost, McNemar p = {found['p']:.2g}"
 
 
 def prompts(found: Mapping[str, Any]) -> str:
