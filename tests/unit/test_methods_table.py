@@ -10,7 +10,7 @@ from holdfast.report.collect import MEASURES, collect
 from holdfast.report.figures import write_figures
 from holdfast.report.findings import method_findings, repair_findings, unbeaten
 from holdfast.report.numbers import Numbers
-from holdfast.report.repairs import beside_as_is, repairs
+from holdfast.report.repairs import beside_as_is, beside_controls, repairs
 from holdfast.report.tables.methods import methods_table
 from holdfast.report.wording import byte_count
 from written_results import CELLS, JUDGES, MODEL, row, write_cell
@@ -120,6 +120,7 @@ def test_the_table_has_every_method_beside_as_is(rivals: Path) -> None:
         "32 / 0.50",
     )
     as_is = dict(zip(table.columns, table.rows[0], strict=True))
+    assert shown["p against its control"] == "0.002"  # 11 of 11 flips one way, of two rows
     assert as_is["p against as-is"] == as_is["Seconds"] == as_is["Bytes added"] == "–"
 
 
@@ -136,11 +137,21 @@ def test_holm_runs_over_edits_and_over_rivals_and_not_over_controls(rivals: Path
     }
 
 
+def test_a_method_no_better_than_its_control_is_told(rivals: Path) -> None:
+    """A random vector that refuses as much takes the claim away."""
+    write_cell(rivals / MODEL / "wanda-50/random-steer", refused=20, over=5)
+    numbers = Numbers(collected(rivals), MODEL)
+    assert beside_controls(numbers)["wanda-50", "steered"] == 1
+    found = " ".join(method_findings(numbers))
+    assert "against as-is): wanda-50, beyond its control in 0." in found
+
+
 def test_the_frontier_is_told_and_has_no_control(rivals: Path) -> None:
     numbers = Numbers(collected(rivals), MODEL)
     # as-is refuses 8 of 20 and 1 of 10 harmless ones: the prompt refuses as many, and no harmless one.
     assert unbeaten(numbers, "wanda-50") == ["aird", "prompted", "steered"]
     found = " ".join(method_findings(numbers))
+    assert "against as-is): wanda-50, beyond its control in 1: wanda-50" in found
     assert "steered lowers ASR in 1 of 2 compressions" in found
     assert "prompted lowers ASR in 0 of 2 compressions" in found
     assert "it raises it in rtn-4." in found

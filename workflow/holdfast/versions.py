@@ -25,7 +25,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "judge-by-model": 2,
     "agreement": 1,
     "ability": 1,
-    "tables": 12,
+    "tables": 13,
     "figures": 4,
-    "report": 11,
+    "report": 12,
 }

@@ -10,7 +10,7 @@ from holdfast.report.claims import ablation, addition
 from holdfast.report.measures.mediation import of_the_dense
 from holdfast.report.mediations import Mediation, mediations
 from holdfast.report.numbers import Numbers
-from holdfast.report.repairs import SIGNIFICANT, Repair, beside_as_is, repairs
+from holdfast.report.repairs import SIGNIFICANT, Repair, beside_as_is, beside_controls, repairs
 from holdfast.report.transfers import transfers
 from holdfast.report.wording import count, names, percent, signed
 from holdfast.statistics import holm
@@ -189,7 +189,7 @@ def repair_findings(numbers: Numbers) -> list[str]:
 
 def method_findings(numbers: Numbers) -> list[str]:
     """What methods other than AIRD do to refusal, and which methods nothing else beats."""
-    p = beside_as_is(numbers)
+    p, p_control = beside_as_is(numbers), beside_controls(numbers)
     found = []
     for method in dict.fromkeys(k for _, k in p if k not in numbers.edit_methods):
         judged = [c for c, k in p if k == method and not math.isnan(p[c, k])]
@@ -201,6 +201,7 @@ def method_findings(numbers: Numbers) -> list[str]:
         found.append(
             f"{method} lowers ASR in {len(lowered)} of {count(judged, 'compression')} (Holm-corrected McNemar "
             f"p < {SIGNIFICANT} against as-is){names(lowered)}"
+            + _beyond_control(numbers, method, lowered, p_control)
             + (f"; it raises it in {', '.join(raised)}." if raised else ".")
         )
     best = {c: unbeaten(numbers, c) for c in numbers.compressed()}
@@ -211,6 +212,25 @@ def method_findings(numbers: Numbers) -> list[str]:
             f"rates themselves, whatever their intervals): {'; '.join(told)}."
         )
     return found
+
+
+def _beyond_control(
+    numbers: Numbers, method: str, lowered: list[str], p: dict[tuple[str, str], float]
+) -> str:
+    """In how many of the compressions where a method lowers ASR it does so beyond its control; nothing without one."""
+    controlled = [c for c in lowered if (c, method) in p]
+    if not controlled:
+        return ""
+
+    def asr(compression: str, name: str) -> float:
+        return numbers.get(compression, name, "attack_success_rate").value
+
+    beyond = [
+        c
+        for c in controlled
+        if p[c, method] < SIGNIFICANT and all(asr(c, method) < asr(c, k) for k in numbers.controls(c, method))
+    ]
+    return f", beyond its control in {len(beyond)}{names(beyond)}"
 
 
 def _asr_change(numbers: Numbers, compression: str, method: str) -> float:

@@ -37,11 +37,7 @@ def repairs(numbers: Numbers) -> list[Repair]:
     """Every repaired cell of a model; Holm runs over these rows, against as-is and against control apart."""
     cells = numbers.repairs()
     raw = [numbers.get(c, k, "mcnemar_p").value for c, k in cells]
-    against = [
-        # Against several controls the weakest comparison counts.
-        max((numbers.get(c, k, f"mcnemar_p[{r}]").value for r in numbers.controls(c, k)), default=math.nan)
-        for c, k in cells
-    ]
+    against = [_weakest(numbers, c, k) for c, k in cells]
     return [
         Repair(
             compression,
@@ -65,8 +61,29 @@ def beside_as_is(numbers: Numbers) -> dict[tuple[str, str], float]:
     By Holm over the edits, so that it is the one of :func:`repairs`, and over all other methods apart.
     """
     edits = {(row.compression, row.method): row.p for row in repairs(numbers)}
-    apart = edits.keys() | {cell for cell in numbers.cells if cell[1] in numbers.control_methods}
-    rivals = [cell for cell in numbers.methods() if cell not in apart]
+    rivals = _rivals(numbers)
     adjusted = holm([numbers.get(c, k, "mcnemar_p").value for c, k in rivals])
     p = edits | dict(zip(rivals, adjusted, strict=True))
     return {cell: p[cell] for cell in numbers.methods() if cell in p}
+
+
+def beside_controls(numbers: Numbers) -> dict[tuple[str, str], float]:
+    """McNemar's p of every (compression, method) that has a control against it, by Holm as in :func:`beside_as_is`."""
+    rivals = [cell for cell in _rivals(numbers) if numbers.controls(*cell)]
+    adjusted = holm([_weakest(numbers, *cell) for cell in rivals])
+    edits = {(row.compression, row.method): row.p_control for row in repairs(numbers) if row.control}
+    return edits | dict(zip(rivals, adjusted, strict=True))
+
+
+def _rivals(numbers: Numbers) -> list[tuple[str, str]]:
+    """Everything done to a compressed model but AIRD's edits and controls."""
+    apart = {*numbers.repairs(), *(cell for cell in numbers.cells if cell[1] in numbers.control_methods)}
+    return [cell for cell in numbers.methods() if cell not in apart]
+
+
+def _weakest(numbers: Numbers, compression: str, method: str) -> float:
+    """Against several controls the weakest comparison counts: the largest p, NaN without one."""
+    controls = numbers.controls(compression, method)
+    return max(
+        (numbers.get(compression, method, f"mcnemar_p[{r}]").value for r in controls), default=math.nan
+    )

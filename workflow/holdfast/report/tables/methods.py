@@ -6,7 +6,7 @@ from holdfast.config.cells import AS_IS, DENSE
 from holdfast.report.findings import method_findings
 from holdfast.report.numbers import Numbers
 from holdfast.report.rendering import MISSING, Table
-from holdfast.report.repairs import beside_as_is
+from holdfast.report.repairs import beside_as_is, beside_controls
 from holdfast.report.wording import byte_count, figure, number, p_value, share, usual_n
 
 
@@ -14,7 +14,7 @@ def methods_table(numbers: Numbers) -> Table | None:
     """None where nothing is done to any compressed model."""
     if not numbers.methods():
         return None
-    p = beside_as_is(numbers)
+    p, p_control = beside_as_is(numbers), beside_controls(numbers)
     attack, over = (
         usual_n([numbers.get(c, k, m).n for c, k in numbers.cells])
         for m in ("genuine_refusal", "over_refusal")
@@ -44,6 +44,7 @@ def methods_table(numbers: Numbers) -> Table | None:
                 share(numbers.zero_shot(compression, method)),
                 number(get[3], 1),
                 p_value(p.get((compression, method), math.nan)),
+                p_value(p_control.get((compression, method), math.nan)),
                 figure(get[4].value, 0),
                 byte_count(numbers.get(compression, method, "method_bytes").value),
                 weights(numbers, compression, method),
@@ -63,13 +64,15 @@ def methods_table(numbers: Numbers) -> Table | None:
             "Zero-shot",
             "Perplexity",
             "p against as-is",
+            "p against its control",
             "Seconds",
             "Bytes added",
             "Bits a weight / density",
         ],
         rows,
         f"n: {attack} attack prompts, {over} over-refusal prompts; p: exact McNemar on the same attack prompts, by "
-        "Holm over the AIRD edits (as in the repair table) and over the other methods apart, controls left out. "
+        "Holm over the AIRD edits (as in the repair table) and over the other methods apart; of several controls the "
+        "one with the largest p counts. "
         "Seconds: of making the method's checkpoint, its search included; AIRD and steering also need the directions "
         f"of both models{directions}, once for all such methods, new calibrations and tunes the dense model's answers "
         "to the train prompts. Bytes: of files that are not the compressed checkpoint's own; a new calibration's "
