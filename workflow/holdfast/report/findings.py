@@ -166,7 +166,8 @@ def repair_findings(numbers: Numbers) -> list[str]:
         ]
         if unedited:
             found.append(
-                f"{label} left the weights as they are (no edit was better on the validation prompts) in: "
+                f"{label} left the weights as they are (on the validation prompts no edit was better, or "
+                "nothing was to be gained) in: "
                 f"{', '.join(unedited)}."
             )
         compared = [r for r in judged if r.control and not math.isnan(r.p_control)]
