@@ -5,6 +5,7 @@ stored in ``formats``.
 """
 
 import contextlib
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,9 @@ def from_pretrained(folder: Path, **options: Any) -> PreTrainedModel:
 
 def _load_dense(folder: Path, stored_as: Format, dtype: torch.dtype | str | None) -> PreTrainedModel:
     """The model with its quantized linears dequantized, each when transformers asks for that weight."""
+    # The formats need it, and transformers reads weights in several threads: of two that import a package at once
+    # one may see half of it.
+    import_module("compressed_tensors.compressors")
     stored = headers(folder)
     with quiet(), contextlib.ExitStack() as stack:
         shards = {file.name: stack.enter_context(safe_open(file, "pt")) for file in weight_files(folder)}
