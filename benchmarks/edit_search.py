@@ -16,8 +16,9 @@ from pathlib import Path
 from holdfast.architectures import decoder_layers
 from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.methods.edit_candidates import candidates
-from holdfast.methods.edit_choice import Verifier, choose_edit
+from holdfast.methods.edit_choice import choose_edit
 from holdfast.methods.edit_search import EditSearch, Ranking
+from holdfast.methods.validation import Trials, Verifier
 from holdfast.model_folders import settings
 from holdfast.prompts.sources import read_prompts
 from holdfast.refusal.direction import load_direction
@@ -62,8 +63,8 @@ def main() -> None:
         tokenizer,
         chosen,
         plan | {"matrices": ["o_proj", "down_proj"], "keep_sparsity": given.keep_sparsity},
+        [[layer] for layer in layers],
         direction=found.unit,
-        source=found.layer,
         own_direction=own.unit,
         folder=given.model,
         dense=given.dense,
@@ -82,10 +83,10 @@ def main() -> None:
     seen = sum(row["prompts"] for row in trace[1:]) / len(tried)
     print(f"prompts of each kind a candidate saw: {seen:.1f} of {given.prompts}")
     start = time.perf_counter()
-    verifier = Verifier(model, tokenizer, chosen, harmful, harmless, given.model, "arditi-12", 0.05)
-    winner, about = choose_edit(ranking, verifier, verifier.refused())
+    trials = Trials(Verifier(model, tokenizer, chosen, harmful, harmless, "arditi-12", 0.05))
+    winner, _ = choose_edit(ranking, trials, given.model)
     verifying = time.perf_counter() - start
-    passes = len(about["validation"]["tries"]) + 1
+    passes = len(trials.tries) + 1
     print(
         f"answers that verify, {passes} times all prompts: {verifying:.1f} s, {verifying / plain:.1f} plain evaluations"
     )

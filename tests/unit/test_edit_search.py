@@ -13,12 +13,13 @@ from holdfast.errors import HoldfastError
 from holdfast.evaluation.generation import Completion, complete
 from holdfast.evaluation.judges import substring_judge
 from holdfast.files import write_jsonl
-from holdfast.methods import edit_choice
+from holdfast.methods import validation
 from holdfast.methods.aird import VARIANTS, rank_one
 from holdfast.methods.edit import edit_checkpoint
 from holdfast.methods.edit_candidates import Candidate
-from holdfast.methods.edit_choice import NO_GAIN, OVER_REFUSES, Verifier, beaten, choose_edit
+from holdfast.methods.edit_choice import beaten, choose_edit
 from holdfast.methods.edit_search import EditSearch, Ranking, edited
+from holdfast.methods.validation import NO_GAIN, OVER_REFUSES, Trials, Verifier
 from holdfast.prompts.sources import read_records
 from holdfast.refusal.direction import load_direction
 from holdfast.refusal.score_check import ANSWER_TOKENS, load_score
@@ -232,9 +233,7 @@ class TestTheGuard:
         model, tokenizer = load_model(folder), load_tokenizer(folder)
         harmless = changed.pop("harmless", texts(study, "harmless"))
         bound = changed.pop("max_over_refusal", 0.05)
-        return Verifier(
-            model, tokenizer, SETTINGS, texts(study, "harmful"), harmless, folder, "study-l-31", bound
-        )
+        return Verifier(model, tokenizer, SETTINGS, texts(study, "harmful"), harmless, "study-l-31", bound)
 
     def test_an_edit_that_refuses_harmless_prompts_gives_way(self, study: dict[str, Path]) -> None:
         """Harmless prompts that look harmful: whatever brings refusal back over-refuses, the weakest last."""
@@ -244,8 +243,9 @@ class TestTheGuard:
         search = EditSearch(
             verifier.model, score, verifier.harmful, verifier.harmless, [1], study["weak"], 50.0
         )
-        winner, about = choose_edit(Ranking(search, candidates), verifier, verifier.refused())
-        tries = about["validation"]["tries"]
+        trials = Trials(verifier)
+        winner, about = choose_edit(Ranking(search, candidates), trials, study["weak"])
+        tries = trials.tries
         assert winner is None
         assert [(row["alpha"], row["rejected"]) for row in tries] == [
             (a, OVER_REFUSES) for a in (16.0, 8.0, 4.0)
@@ -254,8 +254,9 @@ class TestTheGuard:
         assert [row["rejected"] for row in about["leaderboard"]] == [OVER_REFUSES] * 3
 
         lenient = replace(verifier, max_over_refusal=1.0)
-        winner, about = choose_edit(Ranking(search, candidates), lenient, lenient.refused())
-        tries = about["validation"]["tries"]
+        trials = Trials(lenient)
+        winner, about = choose_edit(Ranking(search, candidates), trials, study["weak"])
+        tries = trials.tries
         assert {row["alpha"] for row in tries} == {4.0, 8.0, 16.0}
         assert winner is candidates[2]  # the best score first; none refuses more
         assert {row["harmful_refused"]["value"] for row in tries} == {1.0}
@@ -269,13 +270,14 @@ class TestTheGuard:
         search = EditSearch(
             verifier.model, score, verifier.harmful, verifier.harmless, [1], study["weak"], 50.0
         )
-        winner, about = choose_edit(Ranking(search, candidates), verifier, verifier.refused())
+        trials = Trials(verifier)
+        winner, about = choose_edit(Ranking(search, candidates), trials, study["weak"])
         first, second = about["leaderboard"]
         assert (first["alpha"], second["alpha"]) == (0.6, 0.5)
         assert first["rejected"] is None
         assert (first["chosen"], second["chosen"]) == (False, True)
         assert winner is candidates[0]
-        strong, weak = about["validation"]["tries"]
+        strong, weak = trials.tries
         assert strong["harmful_refused"] == weak["harmful_refused"]
         assert strong["harmless_refused"]["value"] > weak["harmless_refused"]["value"]
 
@@ -285,7 +287,7 @@ class TestTheGuard:
         def complete(*_: Any, **__: Any) -> list[Completion]:
             return [Completion(text, [1], "length") for text in answers]
 
-        monkeypatch.setattr(edit_choice, "complete", complete)
+        monkeypatch.setattr(validation, "complete", complete)
         verifier = replace(self.verifier(study, harmless=["a"]), harmful=["a", "b", "c"])
         assert verifier.refused() == (1, 1)
 

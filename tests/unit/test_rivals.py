@@ -14,7 +14,7 @@ from holdfast.compression import compress
 from holdfast.errors import HoldfastError
 from holdfast.evaluation.perplexity import perplexity
 from holdfast.files import read_json, read_jsonl, write_text
-from holdfast.methods.edit_choice import OVER_REFUSES
+from holdfast.methods.validation import OVER_REFUSES
 from holdfast.model_folders import STEERING, settings
 from holdfast.prompts.sources import read_records
 from holdfast.prompts.templates import encode, render, require_system_prompt

@@ -9,17 +9,18 @@ from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.config.values import Layer, Variant
 from holdfast.edited_checkpoints import edited_copy
 from holdfast.files import atomic_folder, write_json
-from holdfast.methods.edit_candidates import Candidate, candidates, original
-from holdfast.methods.edit_choice import Verifier, choose_edit
+from holdfast.methods.edit_candidates import Candidate, candidates, layer_groups, left_out, original
+from holdfast.methods.edit_choice import choose_edit
 from holdfast.methods.edit_search import EditSearch, Ranking
 from holdfast.methods.matched import matched_record
+from holdfast.methods.validation import Trials, searched
 from holdfast.model_folders import refuse_steered, settings
 from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
 from holdfast.records import Record
 from holdfast.refusal.direction import load_fitting
 from holdfast.refusal.interventions import random_unit
-from holdfast.refusal.score_check import search_score
+from holdfast.refusal.scores import RefusalScore
 from holdfast.weight_statistics import weight_statistics
 
 
@@ -62,51 +63,48 @@ def edit_checkpoint(
             ("harmless_train", harmless_train),
         )
     }
-    tried = candidates(
-        model,
-        tokenizer,
-        chosen,
-        plan,
-        direction=random_unit(found.unit, recipe["seed"]) if random else found.unit,
-        as_strong_as=found.unit if random else None,
-        source=found.layer,
-        own_direction=own.unit,
-        folder=model_dir,
-        dense=dense,
-        harmful_train=texts["harmful_train"],
-        harmless_train=texts["harmless_train"],
-    )
-    searched: dict[str, Any] = {
-        "left_out": [],
-        "leaderboard": [],
-        "reason": "",
-        "score": None,
-        "validation": None,
-        "trace": [],
-    }
-    winner = tried[0] if tried else None
-    if tried and "search" in (plan["variant"], plan["layer"], plan.get("alpha")):
-        bounds = plan["search"]
-        score, searched["score"] = search_score(own.about, found.about, tokenizer, chosen)
-        if score is None:
-            winner, searched["reason"] = None, f"no search: {searched['score']['reason']}"
-        else:
-            prompts = texts["harmful"], texts["harmless"]
-            verifier = Verifier(
-                model, tokenizer, chosen, *prompts, model_dir, plan["judge"], bounds["max_over_refusal"]
-            )
-            before = verifier.refused()
-            winner, searched["reason"] = None, verifier.nothing_to_gain(before)
-            searched["validation"] = verifier.about(before) | {"tries": []}
-            if not searched["reason"]:
-                starts = [min(candidate.layers) for candidate in tried]
-                search = EditSearch(model, score, *prompts, starts, model_dir, bounds["max_kl"])
-                ranking = Ranking(search, tried)
-                winner, found_out = choose_edit(ranking, verifier, before)
-                searched |= found_out | {"trace": ranking.trace()}
-            if plan["variant"] == "search":
-                named = {candidate.variant for candidate in tried}
-                searched["left_out"] = [name for name in bounds["variants"] if name not in named]
+    groups = layer_groups(plan, found.layer, len(decoder_layers(model)))
+
+    def named() -> list[Candidate]:
+        return candidates(
+            model,
+            tokenizer,
+            chosen,
+            plan,
+            groups,
+            direction=random_unit(found.unit, recipe["seed"]) if random else found.unit,
+            as_strong_as=found.unit if random else None,
+            own_direction=own.unit,
+            folder=model_dir,
+            dense=dense,
+            harmful_train=texts["harmful_train"],
+            harmless_train=texts["harmless_train"],
+        )
+
+    def search(score: RefusalScore, trials: Trials) -> tuple[Candidate | None, dict[str, Any]]:
+        starts = [min(group) for group in groups]
+        measured = EditSearch(
+            model, score, texts["harmful"], texts["harmless"], starts, model_dir, plan["search"]["max_kl"]
+        )
+        ranking = Ranking(measured, named())
+        winner, said = choose_edit(ranking, trials, model_dir)
+        return winner, said | {"trace": ranking.trace()}
+
+    found_out: dict[str, Any] = {"score": None, "reason": "", "validation": None}
+    if "search" in (plan["variant"], plan["layer"], plan.get("alpha")):
+        winner, found_out = searched(
+            search,
+            model,
+            tokenizer,
+            chosen,
+            own=own.about,
+            dense=found.about,
+            harmful=texts["harmful"],
+            harmless=texts["harmless"],
+            recipe=plan,
+        )
+    else:
+        winner = next(iter(named()), None)
     made = winner or Candidate(None, [], 0.0, {})
     weights = {}
     for (layer, kind), edit in made.edits.items():
@@ -120,7 +118,10 @@ def edit_checkpoint(
         "matrices": list(plan["matrices"]),
         "keep_sparsity": plan["keep_sparsity"],
         "requantize": plan["requantize"],
-        **searched,
+        "left_out": left_out(plan, model_dir),
+        "leaderboard": [],
+        "trace": [],
+        **found_out,
     }
     with atomic_folder(out) as folder:
         edited_copy(model_dir, folder, weights, requantize=plan["requantize"])

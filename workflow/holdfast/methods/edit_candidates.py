@@ -43,10 +43,10 @@ def candidates(
     tokenizer: Any,
     chosen: Mapping[str, Any],
     plan: Mapping[str, Any],
+    groups: Sequence[list[int]],
     *,
     direction: Tensor,
     as_strong_as: Tensor | None = None,
-    source: int,
     own_direction: Tensor,
     folder: Path,
     dense: Path,
@@ -57,8 +57,9 @@ def candidates(
 
     Args:
         chosen: the checkpoint's settings (``model_folders.settings``).
-        plan: ``variant``, ``matrices``, ``layer``, ``alpha``, ``keep_sparsity``, and ``search`` where one is searched.
-        direction: r̂ [d_model]; source: the layer that the dense one was found at.
+        plan: ``variant``, ``matrices``, ``alpha``, ``keep_sparsity``, and ``search`` where one is searched.
+        groups: the layer sets to try (:func:`layer_groups`).
+        direction: r̂ [d_model].
         as_strong_as: of a random control, the dense r̂: each matrix's change gets the Frobenius norm that the same edit
             along it has there. Wᵀr̂ is longer for a direction that a layer writes along than for a random one.
         own_direction: the compressed model's own, for ``realign``.
@@ -67,9 +68,8 @@ def candidates(
         harmless_train: for ``centred`` and ``null-space``.
 
     Raises:
-        HoldfastError: a layer that does not exist; ``restore``, asked for by name, on an AWQ checkpoint.
+        HoldfastError: ``restore``, asked for by name, on an AWQ checkpoint; a dense model of another shape.
     """
-    groups = layer_groups(plan, source, len(decoder_layers(model)))
     names = possible_variants(plan, folder)
     keys = sorted({(layer, name) for group in groups for layer in group for name in plan["matrices"]})
     harmless: dict[tuple[int, Writer], Tensor] = {}
@@ -137,6 +137,13 @@ def possible_variants(plan: Mapping[str, Any], folder: Path) -> list[str]:
     return names
 
 
+def left_out(plan: Mapping[str, Any], folder: Path) -> list[str]:
+    """Variants that a search was to try and the checkpoint does not allow."""
+    if plan["variant"] != "search":
+        return []
+    return [name for name in plan["search"]["variants"] if name not in possible_variants(plan, folder)]
+
+
 def rescaled(folder: Path) -> bool:
     """Whether AWQ made the checkpoint, by its config, Holdfast's record or llm-compressor's recipe.
 
@@ -196,7 +203,10 @@ def original(model: PreTrainedModel, linear: nn.Linear, folder: Path) -> Tensor:
 
 
 def layer_groups(plan: Mapping[str, Any], source: int, n_layers: int) -> list[list[int]]:
-    """The layer sets to try: one, or one for each layer searched."""
+    """The layer sets to try: one, or one for each layer searched; ``source``: where the dense direction was found.
+
+    Raises HoldfastError for a layer that does not exist.
+    """
     layer = plan["layer"]
     if layer == "search":
         layers = plan["search"]["layers"]

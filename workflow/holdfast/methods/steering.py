@@ -19,15 +19,15 @@ from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.edited_checkpoints import edited_copy
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, write_json
-from holdfast.methods.edit_choice import TRIES, Verifier
+from holdfast.methods.edit_choice import TRIES
 from holdfast.methods.matched import matched_record
+from holdfast.methods.validation import Trials, searched
 from holdfast.model_folders import STEERING, refuse_steered, settings
 from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
 from holdfast.records import Record
 from holdfast.refusal.direction import load_fitting
 from holdfast.refusal.interventions import added, random_unit
-from holdfast.refusal.score_check import search_score
 from holdfast.refusal.scores import RefusalScore, first_answer_token, kl_divergence
 from holdfast.weight_statistics import weight_statistics
 
@@ -70,34 +70,29 @@ def steer_checkpoint(
     vector = found.difference
     if recipe["steer"] == "random":
         vector = random_unit(vector, recipe["seed"]) * vector.norm()
-    searched: dict[str, Any] = {"score": None, "reason": "", "validation": None, "trace": []}
+    found_out: dict[str, Any] = {"score": None, "reason": "", "validation": None}
     if alpha == "search":
         model, tokenizer, chosen = load_model(model_dir), load_tokenizer(model_dir), settings(model_dir)
-        score, searched["score"] = search_score(own.about, found.about, tokenizer, chosen)
         refused, answered = ([r["text"] for r in read_records(path)] for path in (harmful, harmless))
-        bounds = recipe["search"]
-        if score is None:
-            alpha, searched["reason"] = 0.0, f"no search: {searched['score']['reason']}"
-        else:
-            verifier = Verifier(
-                model=model,
-                tokenizer=tokenizer,
-                settings=chosen,
-                harmful=refused,
-                harmless=answered,
-                folder=model_dir,
-                judge=recipe["judge"],
-                max_over_refusal=bounds["max_over_refusal"],
-            )
-            before = verifier.refused()
-            alpha, searched["reason"] = 0.0, verifier.nothing_to_gain(before)
-            searched["validation"] = verifier.about(before) | {"tries": []}
-            if not searched["reason"]:
-                trace = strengths(model, score, vector, found.layer, refused, answered, bounds["steering"])
-                alpha, found_out = choose_alpha(
-                    trace, bounds["max_kl"], verifier, before, vector, found.layer
-                )
-                searched |= found_out | {"trace": trace}
+
+        def search(score: RefusalScore, trials: Trials) -> tuple[float | None, dict[str, Any]]:
+            bounds = recipe["search"]
+            trace = strengths(model, score, vector, found.layer, refused, answered, bounds["steering"])
+            best, reason = choose_alpha(trace, bounds["max_kl"], trials, vector, found.layer)
+            return best, {"reason": reason, "trace": trace}
+
+        best, found_out = searched(
+            search,
+            model,
+            tokenizer,
+            chosen,
+            own=own.about,
+            dense=found.about,
+            harmful=refused,
+            harmless=answered,
+            recipe=recipe,
+        )
+        alpha = best or 0.0
     if not (alpha * vector).norm().isfinite():
         raise HoldfastError(f"alpha {alpha} times the direction is infinite", "steer", "use a smaller alpha")
     about = {
@@ -105,7 +100,8 @@ def steer_checkpoint(
         "layer": found.layer,
         "alpha": alpha,
         "norm": (alpha * vector).norm().item(),
-        **searched,
+        "trace": [],
+        **found_out,
     }
     with atomic_folder(out) as folder:
         edited_copy(model_dir, folder, {})
@@ -148,36 +144,17 @@ def strengths(
 
 
 def choose_alpha(
-    trace: Sequence[Mapping[str, Any]],
-    max_kl: float,
-    verifier: Verifier,
-    before: tuple[int, int],
-    vector: Tensor,
-    layer: int,
-) -> tuple[float, dict[str, Any]]:
-    """The alpha to add, by real answers as an edit's strength is (:mod:`holdfast.methods.edit_choice`); 0 for none.
-
-    Also ``{reason, validation}`` for steer.json: why nothing is added, or empty; ``tries``: alpha, why it was rejected
-    (or None), rates of refusal.
-    """
+    trace: Sequence[Mapping[str, Any]], max_kl: float, trials: Trials, vector: Tensor, layer: int
+) -> tuple[float | None, str]:
+    """The alpha to add, by real answers as an edit's strength is (:mod:`holdfast.methods.validation`); None and why."""
     base = trace[0]["refusal_score"]
-    raising = [row for row in trace if row["kl"] <= max_kl and row["refusal_score"] > base]
-    tries: list[dict[str, Any]] = []
-    found, reason = 0.0, ""
+    gains = {row["alpha"]: row["refusal_score"] - base for row in trace if row["kl"] <= max_kl}
+    raising = sorted((alpha for alpha, gain in gains.items() if gain > 0), key=lambda alpha: -gains[alpha])
     if not raising:
-        reason = "no strength keeps the bound on kl and raises the refusal score"
-    else:
-        passing: dict[float, tuple[int, int]] = {}  # best score first, which decides between equals
-        for row in sorted(raising, key=lambda row: -row["refusal_score"])[:TRIES]:
-            after = verifier.refused(added(verifier.model, row["alpha"] * vector, layer))
-            rejected = verifier.rejected(before, after)
-            tries.append({"alpha": row["alpha"], "rejected": rejected} | verifier.rates(after))
-            if rejected is None:
-                passing[row["alpha"]] = after
-        if passing:
-            found = max(passing, key=lambda alpha: verifier.better(passing[alpha]))
-        else:
-            reason = (
-                f"none of the {len(tries)} best strengths is borne out by the answers to validation prompts"
-            )
-    return found, {"reason": reason, "validation": verifier.about(before) | {"tries": tries}}
+        return None, "no strength keeps the bound on kl and raises the refusal score"
+    for alpha in raising[:TRIES]:
+        trials.rejected(alpha, added(trials.verifier.model, alpha * vector, layer), alpha=alpha)
+    found = trials.best(gains.__getitem__)
+    tried = len(trials.tries)
+    why = f"none of the {tried} best strengths is borne out by the answers to validation prompts"
+    return found, why if found is None else ""
