@@ -40,13 +40,15 @@ rule all:
 
 
 onstart:
-    CLAIM = claim(f"results/{STUDY.study}")
+    begin()
 
 
 onsuccess:
+    end()
     if (page := Path(f"results/{STUDY.study}/report/index.html")).is_file():
         print(f"Report: {page}")
 
 
 onerror:
+    end()
     print(TROUBLE, file=sys.stderr)

@@ -1,12 +1,13 @@
 # Which study runs, where its results go, and the functions the rules share. Light imports only: every
 # cluster job reads this again.
-import fcntl
 import json
 import os
 import re
 import sys
 from pathlib import Path
 
+from holdfast.cluster.claim import RUN, claim, refuse_latecomer, release
+from holdfast.cluster.commands import prepare
 from holdfast.config import AS_IS, DENSE, load_study
 from holdfast.errors import HoldfastError
 
@@ -32,6 +33,8 @@ def study_file():
 try:
     STUDY_FILE = study_file()
     STUDY = load_study(STUDY_FILE)
+    if workflow.remote_exec:
+        refuse_latecomer(Path("results", STUDY.study))
 except HoldfastError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
@@ -45,17 +48,35 @@ os.environ.update(
 )
 
 
-def claim(folder):
-    """One run of a study at a time. This lock dies with its process, unlike Snakemake's (switched off in
-    profiles/default), so that after a kill the same command simply goes on."""
-    os.makedirs(folder, exist_ok=True)
-    stream = open(os.path.join(folder, ".lock"), "w")
+CLAIMS = []  # the study's lock, held while this process lives
+
+
+def begin():
+    """Before the first job: claim the study, so that nothing else writes into it. Ends a run that cannot begin."""
+    executor = workflow.scheduler._executor
+    by_slurm = type(executor).__module__.startswith("snakemake_executor_plugin_slurm")
+    run = executor.run_uuid if by_slurm else None  # the name of all its Slurm jobs
     try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        print(f"{folder}: another run is using it; wait for it", file=sys.stderr)
+        if by_slurm:
+            prepare(Path(workflow.basedir, "profiles/slurm"))
+        CLAIMS.append(
+            claim(
+                Path("results", STUDY.study),
+                run,
+                say=lambda line: print(line, file=sys.stderr),
+            )
+        )
+    except HoldfastError as error:
+        print(error, file=sys.stderr)
         sys.exit(2)
-    return stream
+    if run:
+        os.environ.update({RUN: run})
+
+
+def end():
+    """All jobs have ended, well or not."""
+    while CLAIMS:
+        release(CLAIMS.pop())
 
 
 CELLS = STUDY.cells()

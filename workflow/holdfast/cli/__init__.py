@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from holdfast.cli import evaluation, models, refusal, study
+from holdfast.cli import cluster, evaluation, models, refusal, study
 from holdfast.errors import HoldfastError
 
 app = typer.Typer(
@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Does refusal hold when an aligned model is compressed, why not, and can it be repaired?",
 )
-for room in (study, models, refusal, evaluation):
+for room in (study, models, refusal, evaluation, cluster):
     app.add_typer(room.commands)
 
 

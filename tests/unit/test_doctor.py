@@ -1,0 +1,193 @@
+"""The doctor on recorded answers of Slurm; on a live cluster: tests/slurm."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from holdfast.cluster import doctor
+from holdfast.cluster.commands import records, settings
+from holdfast.cluster.site import Partition, Site, minutes, read_site
+from holdfast.config.reading import ConfigError
+
+# As Slurm 22.05 prints them (`scontrol show … --oneliner`), shortened to fewer keys.
+PARTITIONS = """\
+PartitionName=cpu AllowGroups=ALL AllowAccounts=ALL AllowQos=ALL Default=YES MaxTime=2-00:00:00 MinNodes=0 State=UP
+PartitionName=gpu AllowGroups=ALL AllowAccounts=lab,proj AllowQos=ALL Default=NO MaxTime=1-00:00:00 State=UP
+PartitionName=old AllowGroups=ALL AllowAccounts=ALL AllowQos=ALL Default=NO MaxTime=UNLIMITED State=DOWN
+"""
+NODES = """\
+NodeName=n1 Arch=x86_64 CPUTot=64 AvailableFeatures=haswell,ib Gres=(null) NodeHostName=n1 \
+OS=Linux 6.1.0-13-amd64 #1 SMP  RealMemory=250000 State=MIXED Partitions=cpu  CfgTRES=cpu=2,mem=40000M,billing=2
+NodeName=g1 Arch=x86_64 CPUTot=96 AvailableFeatures=ib Gres=gpu:a100:4(S:0-1),shard:8 NodeHostName=g1 \
+RealMemory=500000 State=IDLE+DRAIN Partitions=gpu  Reason=a bad=disk [root@2026-11-22T02:36:05]
+NodeName=g2 Arch=x86_64 CPUTot=96 AvailableFeatures=(null) Gres=gpu:a100:2,gpu:v100:2 NodeHostName=g2 \
+RealMemory=400000 State=ALLOCATED Partitions=gpu,old
+"""
+CONFIG = """\
+Configuration data as of 2026-11-22T02:36:04
+AccountingStorageType   = accounting_storage/none
+MinJobAge               = 300 sec
+"""
+
+
+@pytest.fixture
+def live() -> doctor.Live:
+    partitions = {p["PartitionName"]: p for p in records(PARTITIONS)}
+    return doctor.Live(partitions, records(NODES), settings(CONFIG))
+
+
+def lines(findings: Any) -> list[str]:
+    return [str(f) for f in findings]
+
+
+def test_records_may_hold_blanks_and_equal_signs() -> None:
+    first, second, _ = records(NODES)
+    assert first["OS"] == "Linux 6.1.0-13-amd64 #1 SMP"
+    assert (first["RealMemory"], first["CfgTRES"]) == ("250000", "cpu=2,mem=40000M,billing=2")
+    assert second["State"] == "IDLE+DRAIN"
+
+
+@pytest.mark.parametrize(
+    ("gres", "found"),
+    [
+        ("(null)", {}),
+        ("gpu:2", {"": 2}),
+        ("gpu:a100:4(S:0-1),shard:8", {"a100": 4}),
+        ("gpu:a100:2,gpu:v100:2", {"a100": 2, "v100": 2}),
+        ("gpu:1(S:0)", {"": 1}),
+    ],
+)
+def test_gpus_of_a_node(gres: str, found: dict[str, int]) -> None:
+    assert doctor.gpus({"Gres": gres}) == found
+
+
+@pytest.mark.parametrize("state", ["DOWN", "DOWN*", "IDLE+DRAIN", "IDLE*", "MIXED+MAINT", "FUTURE"])
+def test_nodes_that_take_no_job(state: str) -> None:
+    assert doctor.unusable({"State": state})
+
+
+@pytest.mark.parametrize(
+    "state", ["IDLE", "MIXED", "ALLOCATED", "IDLE+CLOUD", "IDLE+POWERED_DOWN", "IDLE+PLANNED"]
+)
+def test_nodes_that_take_jobs(state: str) -> None:
+    assert not doctor.unusable({"State": state})
+
+
+def test_a_partition_as_it_should_be(live: doctor.Live) -> None:
+    limits = Partition(max_runtime="1d", max_gpu=4, max_mem_mb=400000, available_gpu_models=["v100"])
+    assert lines(doctor.partition("gpu", limits, Site(account="lab"), live)) == [
+        "well: partition gpu: up, 1 of 2 nodes usable, up to 2 a100 GPU or 2 v100 GPU each"
+    ]
+    assert lines(doctor.site_wide(Site(partitions={"gpu": limits}, gpu_type="a100"), live)) == [
+        "well: gpu_type: a100 is there"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "limits", "told"),
+    [
+        ("gpus", {}, "partition gpus: the cluster has none of that name; choose from: cpu, gpu, old"),
+        ("old", {}, "partition old: is down; wait until it is up, or name another"),
+        ("gpu", {"max_runtime": "2d"}, "max_runtime: 2d is above its limit 1-00:00:00; lower it"),
+        (
+            "gpu",
+            {"max_mem_mb": 500000},
+            "max_mem_mb: 500000 is more than any of its nodes has (400000); lower it",
+        ),
+        ("gpu", {"max_gpu": 8}, "max_gpu: 8 is more than any of its nodes has (4); lower it"),
+        ("cpu", {"max_gpu": 1}, "max_gpu: 1 is more than any of its nodes has (0); lower it"),
+        ("gpu", {"available_gpu_models": ["h100"]}, "no h100 there; choose from: a100, v100"),
+    ],
+)
+def test_what_is_wrong_with_a_partition(
+    live: doctor.Live, name: str, limits: dict[str, Any], told: str
+) -> None:
+    found = lines(doctor.partition(name, Partition(**limits), Site(), live))
+    assert len(found) == 1
+    assert found[0].startswith("wrong: ")
+    assert found[0].endswith(told)
+
+
+@pytest.mark.parametrize(
+    ("site", "told"),
+    [
+        (
+            {"gpu_type": "h100", "partitions": {"gpu": {"max_gpu": 4}}},
+            "no node of gpu has h100; choose from: a100, v100",
+        ),
+        ({"gpu_type": "h100", "partitions": {"cpu": {}}}, "set it to null: no GPU has a type there"),
+        ({}, "none of the site file's takes GPU jobs; give max_gpu to those with GPUs (gpu, old)"),
+        ({"partitions": {"gpu": {}}}, "none of the site file's takes GPU jobs"),
+        ({"constraint": "ib&epyc", "partitions": {"cpu": {}}}, "no node has epyc; choose from: haswell, ib"),
+    ],
+)
+def test_what_is_wrong_with_the_site(live: doctor.Live, site: dict[str, Any], told: str) -> None:
+    assert any(told in line for line in lines(doctor.site_wide(Site.model_validate(site), live)))
+
+
+def test_an_account_that_a_partition_does_not_take(live: doctor.Live) -> None:
+    found = lines(doctor.partition("gpu", Partition(max_gpu=1), Site(account="other"), live))
+    assert found == ["wrong: partition gpu: does not take other; choose from: lab, proj", *found[1:]]
+
+
+def test_finished_jobs_must_be_remembered(live: doctor.Live) -> None:
+    assert not doctor.accounting(live).remedy
+    short = live._replace(config={**live.config, "MinJobAge": "60 sec"})
+    assert "forgotten after 60 s" in doctor.accounting(short).what
+    database = live._replace(config={**short.config, "AccountingStorageType": "accounting_storage/slurmdbd"})
+    assert not doctor.accounting(database).remedy
+
+
+def test_a_local_file_system_under_the_results(
+    live: doctor.Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for mount, told in (
+        (("ext4", ["rw"]), "looks local"),
+        (("nfs4", ["rw", "local_lock=all"]), "mounted with local_lock=all"),
+        (("lustre", ["rw", "flock"]), "shared"),
+    ):
+        monkeypatch.setattr(doctor, "mount_of", lambda _folder, mount=mount: mount)
+        found = lines(doctor.storage(tmp_path / "results", live))
+        assert len(found) == 1
+        assert told in found[0]
+        assert found[0].startswith("wrong" if told != "shared" else "well")
+
+
+def test_the_mount_of_a_folder() -> None:
+    kind, options = doctor.mount_of(Path("/proc/self"))
+    assert kind == "proc"
+    assert options
+
+
+@pytest.mark.parametrize(("time", "expected"), [(90, 90), ("12h", 720), ("2d", 2880), ("1-00:00:00", 1440)])
+def test_times(time: int | str, expected: int) -> None:
+    assert minutes(time) == expected
+
+
+def test_every_mistake_of_a_site_file_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text(
+        textwrap.dedent("""\
+            account: two words
+            gputype: a100
+            partitions:
+              cpu:
+              gpu: {max_runtime: soon, max_gpu: -1}
+            """)
+    )
+    with pytest.raises(ConfigError) as caught:
+        read_site(path)
+    told = "\n".join(caught.value.mistakes)
+    for part in (
+        "account: 'two words' is not one plain word",
+        "gputype: unknown key; did you mean gpu_type?",
+    ):
+        assert part in told
+    for part in ("partitions.cpu: empty", "partitions.gpu.max_runtime: 'soon' is no time", "max_gpu: -1"):
+        assert part in told
+    assert len(caught.value.mistakes) == 5
+
+
+def test_the_shipped_site_file_is_right() -> None:
+    assert read_site(Path(__file__).parents[2] / "profiles/slurm/site.yaml") == Site()
