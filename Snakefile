@@ -50,5 +50,6 @@ onsuccess:
 
 
 onerror:
-    end()
     print(TROUBLE, file=sys.stderr)
+    write_with_gaps(workflow)
+    end()

@@ -3,11 +3,13 @@
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 from holdfast.cluster.claim import RUN, claim, refuse_latecomer, release
 from holdfast.cluster.commands import prepare
+from holdfast.cluster.undone import undone
 from holdfast.config import AS_IS, DENSE, load_study
 from holdfast.errors import HoldfastError
 
@@ -15,6 +17,7 @@ TROUBLE = """\
 Some jobs failed; their messages stand above and in results/STUDY/logs. Run the same command again to go on
 where it stopped.
 """
+LONG_AGO = 946684800  # 2000-01-01, seconds
 
 
 def study_file():
@@ -77,6 +80,35 @@ def end():
     """All jobs have ended, well or not."""
     while CLAIMS:
         release(CLAIMS.pop())
+
+
+def write_with_gaps(workflow):
+    """After a run in which jobs failed: the tables, figures and page of what is there, missing cells marked."""
+    results = Path("results", STUDY.study)
+    tables, page = results / "tables", results / "report/index.html"
+    left = undone(workflow.dag, workflow.scheduler.failed, results)
+    waiting = {job.rule.name: job for job in workflow.dag.needrun_jobs()}.get("tables")
+    failed = {stage for job in left for stage in job["failed"]}
+    if waiting is None or failed & {"tables", "figures", "report"}:
+        return  # not asked for, or not for a lack of results
+    record = results / "logs/undone.json"
+    record.parent.mkdir(exist_ok=True)
+    record.write_text(json.dumps(left, indent=1) + "\n")
+    of_study = ["--config", STUDY_FILE, "--results", results]
+    commands = [
+        ["tables", tables, *of_study, "--undone", record],
+        ["figures", results / "figures", "--tables", tables],
+        ["report", page, *of_study],
+    ]
+    for command in commands:
+        if subprocess.run(["holdfast", *command], check=False).returncode:
+            return
+        # Snakemake shall take these tables for older than any result, whatever it remembers of earlier ones, so that
+        # the next run makes them again, and with them the figures and the page.
+        for file in waiting.output:
+            os.utime(file, (LONG_AGO, LONG_AGO))
+            workflow.persistence.cleanup_metadata(file)
+    print(f"What is there, missing cells marked: {tables}, {page}", file=sys.stderr)
 
 
 CELLS = STUDY.cells()

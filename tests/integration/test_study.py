@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,3 +209,32 @@ def test_bad_config_ends_before_any_job_without_traceback(tmp_path: Path) -> Non
     assert "compressions.too-much.sparsity" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "study/results").exists()
+
+
+def test_a_failed_cell_is_marked_missing_and_filled_in_by_the_next_run(
+    finished: Path, tmp_path: Path
+) -> None:
+    folder, control = tmp_path / "study", "results/tiny/tiny/rtn-w4/random-edit/checkpoint"
+    shutil.copytree(finished, folder, symlinks=True)
+    shutil.rmtree(folder / control)
+    (folder / control).mkdir()
+    (folder / control / "notes.txt").write_text("no checkpoint is written over what is not Holdfast's")
+    (folder / "results/tiny/tiny/rtn-w4/random-edit/generations/attack.jsonl").unlink()
+    done = subprocess.run(
+        [*SNAKEMAKE, "--configfile", "study.yaml"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    table = pd.read_csv(folder / "results/tiny/tables/refusal.csv")
+    marked = table[table["measure"].str.startswith("missing[")]
+    assert marked[["compression", "method", "measure"]].values.tolist() == [
+        ["rtn-w4", "random-edit", "missing[edit]"]
+    ]
+    of_cell = table[(table["method"] == "random-edit") & (table["measure"] == "perplexity")]
+    assert of_cell["value"].isna().all()
+    assert "rtn-w4/random-edit (edit failed)" in (folder / "results/tiny/report/index.html").read_text()
+    (folder / control / "notes.txt").unlink()
+    run(folder)
+    written = [p for p in sorted((finished / "results/tiny/tables").iterdir()) if p.name != "costs.csv"]
+    for file in written:
+        assert (folder / "results/tiny/tables" / file.name).read_bytes() == file.read_bytes(), file.name
+    assert "Nothing to be done" in run(folder)

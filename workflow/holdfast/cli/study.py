@@ -74,6 +74,9 @@ def tables(
     out: Out,
     config: Annotated[Path, typer.Option(help="The study's YAML file.")],
     results: Annotated[Path, typer.Option(help="The study's results folder.")],
+    undone: Annotated[
+        Path | None, typer.Option(help="What a run left undone, as the workflow writes it: marked missing.")
+    ] = None,
 ) -> None:
     """Collect every cell into tidy tables (refusal.csv, costs.csv), and these into Markdown and LaTeX."""
     from holdfast.config import load_study
@@ -82,11 +85,14 @@ def tables(
         raise HoldfastError("no such folder", str(results), "give the study's results folder")
     from holdfast.report.collect import collect
     from holdfast.report.tables import write_tables
+    from holdfast.report.undone import read_undone
 
     study = load_study(config)
     judges = study.evaluate.judges
     borderline = study.prompts.borderline is not None
-    frame = collect(results, study.cells(), judges, study.stages(), study.attacks_on, borderline=borderline)
+    left = read_undone(undone) if undone else None
+    cells, stages = study.cells(), study.stages()
+    frame = collect(results, cells, judges, stages, study.attacks_on, borderline=borderline, undone=left)
     write_tables(frame, out, judges)
 
 

@@ -1,10 +1,11 @@
 """Every measure of every cell, read from a results folder into one tidy table.
 
 The measures and their units are listed in ``MEASURES``. A file that a listed cell lacks gives rows with an
-empty value: a missing cell is marked, never dropped.
+empty value: a missing cell is marked, never dropped. So is one that a run left undone, whose files may be there but out
+of date.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from holdfast.config.cells import AS_IS, DENSE
 from holdfast.errors import HoldfastError
 from holdfast.report.measures import ability, answers, attacks, mechanism, methods, transfer
 from holdfast.report.measures.formats import ZeroShot
-from holdfast.report.measures.reading import json_object
+from holdfast.report.measures.reading import json_object, point
+from holdfast.report.undone import MEASURES as UNDONE
+from holdfast.report.undone import Undone, without
 
 Cell = tuple[str, str, str]
 COLUMNS = ["model", "compression", "method", "measure", "value", "n", "low", "high"]
@@ -25,6 +28,7 @@ MEASURES = (
     | methods.MEASURES
     | mechanism.MEASURES
     | transfer.MEASURES
+    | UNDONE
 )
 
 
@@ -36,6 +40,7 @@ def collect(
     attacked: Callable[[str], Sequence[str]] = lambda model: (),
     *,
     borderline: bool = False,
+    undone: Undone | None = None,
 ) -> pd.DataFrame:
     """Read the measures of ``cells`` from ``results/STUDY``.
 
@@ -46,6 +51,7 @@ def collect(
         stages: which stage makes each method, by name (``Study.stages``); ``edit`` where none is named.
         attacked: names of the attack settings of a model (``Study.attacks_on``).
         borderline: whether the study has borderline prompts.
+        undone: what a run left undone. Its files are not read; the cells it belongs to get rows ``missing[STAGE]``.
 
     Returns:
         One row per cell and measure, columns ``COLUMNS``; shares are 0..1, missing values are NaN or NA.
@@ -57,11 +63,25 @@ def collect(
     listed = list(dict.fromkeys(cells))
     if not judges:
         raise HoldfastError("no judge named", "judges", "name at least one judge")
+    undone = undone or Undone()
+    with without(results, undone.files) as finished:
+        rows = list(_rows(finished, listed, judges, stages or {}, attacked, borderline, undone))
+    return typed(pd.DataFrame(rows, columns=COLUMNS))
+
+
+def _rows(
+    results: Path,
+    listed: Sequence[Cell],
+    judges: Sequence[str],
+    stages: Mapping[str, str],
+    attacked: Callable[[str], Sequence[str]],
+    borderline: bool,
+    undone: Undone,
+) -> Iterator[dict[str, Any]]:
     zero_shot = [
         json_object(results.joinpath(*cell, "ability/zero_shot.json"), ZeroShot) or {} for cell in listed
     ]
     tasks = list(dict.fromkeys(task for scores in zero_shot for task in scores))
-    rows: list[dict[str, Any]] = []
     for model, compression, method in listed:
         cell = results / model / compression / method
         measured = answers.answers(cell, judges) | attacks.settings(cell, attacked(model), judges[0])
@@ -72,16 +92,17 @@ def collect(
                 measured |= transfer.transfer(results / model / compression / "transfer.json")
         else:
             of_methods = {
-                k: (stages or {}).get(k, methods.EDIT)
+                k: stages.get(k, methods.EDIT)
                 for m, c, k in listed
                 if (m, c) == (model, compression) and k != AS_IS
             }
             measured |= methods.method(results / model / compression, method, of_methods, judges[0])
+        missing = undone.missing((model, compression, method))
+        measured |= {f"missing[{stage}]": point(count) for stage, count in missing.items()}
         for measure, rate in measured.items():
             interval = {"low": rate.low, "high": rate.high}
             row = {"model": model, "compression": compression, "method": method, "measure": measure}
-            rows.append(row | {"value": rate.value, "n": rate.n or None} | interval)
-    return typed(pd.DataFrame(rows, columns=COLUMNS))
+            yield row | {"value": rate.value, "n": rate.n or None} | interval
 
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,7 @@ Every sentence is computed from the tidy table; the rules that decide are stated
 import math
 
 from holdfast.config.cells import AS_IS, DENSE
-from holdfast.report.claims import ablation, addition
+from holdfast.report.claims import ablation, addition, missing_cells
 from holdfast.report.measures.mediation import of_the_dense
 from holdfast.report.mediations import Mediation, mediations
 from holdfast.report.numbers import Numbers
@@ -49,11 +49,24 @@ def compression_findings(numbers: Numbers) -> list[str]:
             f"refused count in ASR: {', '.join(rough)}."
         )
     missing = [
-        f"{c}/{k}" for c, k in numbers.cells if math.isnan(numbers.get(c, k, "attack_success_rate").value)
+        f"{c}/{k}"
+        for c, k in numbers.cells
+        if math.isnan(numbers.get(c, k, "attack_success_rate").value) and (c, k) not in numbers.missing
     ]
     if missing:
         found.append(f"Missing cells: {', '.join(missing)}.")
     return found
+
+
+def gaps(numbers: Numbers) -> list[str]:
+    """Of a study that is not finished: which cells lack results, and for what reason."""
+    if not numbers.missing:
+        return []
+    return [
+        f"Not finished: {len(numbers.missing)} of {count(numbers.cells, 'cell')} lack results: "
+        f"{'; '.join(missing_cells(numbers))}. What is said here is of what is there, and p values are "
+        "adjusted by Holm over that alone."
+    ]
 
 
 def _not_corrected(numbers: Numbers) -> list[str]:

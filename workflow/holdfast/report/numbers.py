@@ -24,6 +24,11 @@ class Numbers:
             )
             for r in rows.itertuples()
         }
+        # Of cells that a run left undone, the stages that failed.
+        self.missing: dict[tuple[str, str], list[str]] = {}
+        for c, k, measure in self._rates:
+            if measure.startswith("missing["):
+                self.missing.setdefault((c, k), []).append(measure[len("missing[") : -1])
         self.edit_methods = {k for _, k, measure in self._rates if measure == "edit_random"}
         # A method has one recipe: what one compression's record says of it holds for missing cells too.
         self.control_methods = {

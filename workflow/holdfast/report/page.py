@@ -19,6 +19,7 @@ from holdfast.files import read_json, read_jsonl, write_text
 from holdfast.report.claims import claims
 from holdfast.report.collect import Cell
 from holdfast.report.figures import ALT, render_figures
+from holdfast.report.findings import gaps
 from holdfast.report.numbers import Numbers
 from holdfast.report.tables import model_tables, models
 
@@ -59,6 +60,7 @@ def write_page(
     )
     figures = render_figures(frame)
     of_models = [Numbers(frame, m) for m in models(frame)]
+    missing = {(n.model, *cell) for n in of_models for cell in n.missing}
     html = environment.get_template("page.html").render(
         study=results.name,
         judges=judges,
@@ -66,7 +68,9 @@ def write_page(
         config=study_config_text,
         models=[{"name": n.model, "tables": model_tables(n, claims(n))} for n in of_models],
         figures=[(name, ALT[name], inline_svg(svg, name, ALT[name])) for name, svg in figures.items()],
-        samples=[(cell, _samples(results.joinpath(*cell))) for cell in listed],
+        gaps=[f"{n.model}: {gap}" for n in of_models for gap in gaps(n)],
+        # The files of a cell that a run left undone may be out of date.
+        samples=[(c, None if c in missing else _samples(results.joinpath(*c))) for c in listed],
         sample_counts=SAMPLES,
         made_by=_made_by(results, listed),
     )

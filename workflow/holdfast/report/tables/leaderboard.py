@@ -16,20 +16,31 @@ COLUMNS = [
     *("harmful_refused", "harmless_refused", "chosen"),
 ]
 
+UNDONE = "missing"  # stands where a variant does
+
 
 def entries(numbers: Numbers) -> Iterator[tuple[str, str, str]]:
-    """(compression, method, variant): of every searched edit first no edit, then the variants, the best first."""
-    for compression, method in numbers.repairs():
-        scores = {
-            bracket(m): numbers.get(compression, method, m).value
-            for m in numbers.measures
-            if m.startswith("search_score[")
-        }
-        searched = {v: score for v, score in scores.items() if not math.isnan(score)}
-        if not math.isnan(numbers.get(compression, method, f"search_refused[{UNEDITED}]").value):
-            searched.setdefault(UNEDITED, math.nan)  # all refused already: no score was needed
-        ranked = sorted(searched, key=lambda v: (v != UNEDITED, -searched[v]))
-        yield from ((compression, method, variant) for variant in ranked)
+    """(compression, method, variant): of every searched edit first no edit, then the variants, the best first.
+
+    A search that a run left undone has one row, whose variant is ``missing``.
+    """
+    ranked = {cell: _variants(numbers, *cell) for cell in numbers.repairs()}
+    searching = {method for (_, method), variants in ranked.items() if variants}
+    for (compression, method), variants in ranked.items():
+        left = method in searching and (compression, method) in numbers.missing
+        yield from ((compression, method, variant) for variant in variants or [UNDONE] * left)
+
+
+def _variants(numbers: Numbers, compression: str, method: str) -> list[str]:
+    scores = {
+        bracket(m): numbers.get(compression, method, m).value
+        for m in numbers.measures
+        if m.startswith("search_score[")
+    }
+    searched = {v: score for v, score in scores.items() if not math.isnan(score)}
+    if not math.isnan(numbers.get(compression, method, f"search_refused[{UNEDITED}]").value):
+        searched.setdefault(UNEDITED, math.nan)  # all refused already: no score was needed
+    return sorted(searched, key=lambda v: (v != UNEDITED, -searched[v]))
 
 
 def leaderboard(numbers: Numbers) -> pd.DataFrame:

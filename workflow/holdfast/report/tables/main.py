@@ -2,7 +2,7 @@
 
 import math
 
-from holdfast.report.findings import compression_findings
+from holdfast.report.findings import compression_findings, gaps
 from holdfast.report.numbers import Numbers
 from holdfast.report.rendering import Table
 from holdfast.report.wording import bracket, number, percent, share, usual_n
@@ -39,7 +39,8 @@ def main_table(numbers: Numbers) -> Table:
             share(numbers.zero_shot(compression, method)),
             number(numbers.get(compression, method, "density"), 2),
         ]
-        rows.append([compression, method, *rates, *ability])
+        lacks = ", ".join(numbers.missing.get((compression, method), []))
+        rows.append([compression, f"{method} (missing: {lacks})" if lacks else method, *rates, *ability])
     windows = usual_n([numbers.get(c, k, "perplexity").n for c, k in numbers.cells])
     tasks = [
         f"{t} ({usual_n([numbers.get(c, k, f'zero_shot[{t}]').n for c, k in numbers.cells])})"
@@ -68,5 +69,5 @@ def main_table(numbers: Numbers) -> Table:
         "is refused and coherent; over-refusal is harmless prompts refused. Unfinished is cut before the first word of "
         "the answer, in a thought: the other rates are of the finished ones. A dash marks what is missing.",
         names=2,
-        findings=compression_findings(numbers),
+        findings=gaps(numbers) + compression_findings(numbers),
     )

@@ -6,6 +6,7 @@ import pandas as pd
 
 from holdfast.report.claims import claims
 from holdfast.report.numbers import Numbers
+from holdfast.report.rendering import MISSING
 from holdfast.report.tables.main import main_table
 from holdfast.report.tables.of_model import model_tables, models
 from holdfast.report.wording import figure, percent, share
@@ -42,6 +43,8 @@ def terminal_tables(frame: pd.DataFrame) -> str:
             perplexity, density = (numbers.get(c, k, m).value for m in ("perplexity", "density"))
             names = [n if len(n) <= TERMINAL_NAME else n[: TERMINAL_NAME - 1] + "…" for n in (c, k)]
             rates = [share(numbers.get(c, k, m)) for m in measures]
+            if (c, k) in numbers.missing and rates[0] == MISSING:
+                rates[0] = "missing"
             ability = [figure(perplexity, 1), zero_shot, figure(density, 2)]
             rows.append([*names, rates[0], corrected, *rates[1:], degenerate, *ability])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
