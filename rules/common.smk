@@ -11,7 +11,9 @@ from holdfast.cluster.claim import RUN, claim, refuse_latecomer, release
 from holdfast.cluster.commands import prepare
 from holdfast.cluster.undone import undone
 from holdfast.config import AS_IS, DENSE, load_study
+from holdfast.config.recipes import TASKS, download_name, downloads
 from holdfast.errors import HoldfastError
+from holdfast.hub import SWITCHES, USERS
 
 TROUBLE = """\
 Some jobs failed; their messages stand above and in results/STUDY/logs. Run the same command again to go on
@@ -41,6 +43,11 @@ try:
 except HoldfastError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
+
+# No job talks to the hub: rules of their own bring what a study needs of it, on the machine that Snakemake runs on. These
+# have the user's own switches back (holdfast.hub).
+os.environ.setdefault(USERS, os.environ.get(SWITCHES[0], ""))
+os.environ.update(dict.fromkeys(SWITCHES, "1"))
 
 # Jobs call the `holdfast` of Snakemake's own environment, activated or not. With --sdm conda, the
 # environment's own comes first. Not a parameter of the rules: another interpreter makes nothing stale.
@@ -121,6 +128,8 @@ ROLES = [*PROMPT_ROLES, "calibration"]
 TUNING = f"{workflow.basedir}/workflow/holdfast/embedded/refusal-adapter/recipe.json"
 # Judges that are models; the others are lists of substrings.
 MODEL_JUDGES = [j for j in STUDY.evaluate.judges if j in STUDY.evaluate.judge_models]
+DOWNLOADS = downloads(STUDY)  # recipes, by name
+HELD_OUT = f"results/{STUDY.study}/prompts/held_out.txt"
 # (model, compression) of every cell, each once.
 CHECKPOINTS = list(dict.fromkeys((c.model, c.compression) for c in CELLS))
 
@@ -143,6 +152,7 @@ wildcard_constraints:
     role=any_of(ROLES),
     attack=any_of(STUDY.evaluate.attacks),
     judge=any_of(MODEL_JUDGES),
+    download=any_of(DOWNLOADS),
 
 
 def recipe(stage):
@@ -153,18 +163,36 @@ def recipe(stage):
             k: wildcards.get(k)
             for k in ("model", "compression", "method", "role", "attack", "judge")
         }
-        return json.dumps(STUDY.recipe(stage, **names))
+        return json.dumps(STUDY.recipe(stage, **names) | brought_text(stage))
 
     return of_job
 
 
+def brought_text(stage):
+    """Of a text from the hub, what has been brought of it takes its place in the recipes of what reads it."""
+    section = STUDY.evaluate.perplexity
+    if not section.source.startswith("hub:") or stage not in ("ability", "disjoint"):
+        return {}
+    local = {"source": f"file:{HELD_OUT}"}
+    if stage == "disjoint":
+        return {"held_out": local}
+    windows = section.model_dump(include={"window", "windows"}, exclude_none=True)
+    return {"perplexity": local | windows}
+
+
 def local_files(*sources):
-    """The user's own files behind ``file:`` and ``path:`` sources: changing one makes its results stale."""
+    """The user's own files behind ``file:`` and ``path:`` sources: changing one makes its results stale.
+
+    Of a ``hub:`` model, the record of its download, which is pinned: downloading it again makes nothing stale.
+    """
     files = []
     for source in sources:
         kind, _, where = str(source).partition(":")
         if kind == "file":
             files.append(where)
+        elif kind == "hub":
+            name = download_name(str(source))
+            files.append(ancient(f"<results>/downloads/{name}.json"))
         elif kind == "path":
             found = Path(where).expanduser()
             files += [str(p) for p in sorted(found.glob("*.safetensors"))]
@@ -173,7 +201,8 @@ def local_files(*sources):
 
 
 def prompt_files(wildcards):
-    return local_files(STUDY.recipe("prompts", role=wildcards.role)["source"])
+    source = STUDY.recipe("prompts", role=wildcards.role)["source"]
+    return [] if source.startswith("hub:") else local_files(source)
 
 
 def suffix_file(wildcards):
@@ -202,7 +231,10 @@ def published_files(wildcards):
 
 def ability_files(wildcards):
     section = STUDY.evaluate
-    files = local_files(section.perplexity.source)
+    text = section.perplexity.source
+    files = [HELD_OUT] if text.startswith("hub:") else local_files(text)
+    if TASKS in DOWNLOADS:
+        files.append(ancient(f"<results>/downloads/{TASKS}.json"))
     if section.zero_shot.folder:
         files += map(str, sorted(Path(section.zero_shot.folder).glob("*.jsonl")))
     return files

@@ -1,4 +1,26 @@
-# The dense model, and judges that are models, brought from their sources.
+# Everything that a study needs of the hub, brought and verified on the machine that Snakemake runs on; then the dense
+# model, and judges that are models, as checkpoints.
+
+
+rule download:
+    output:
+        "<results>/downloads/{download}.json",
+    log:
+        "<logs>/downloads/{download}.log",
+    benchmark:
+        "<benchmarks>/downloads/{download}.tsv"
+    priority: 2  # all else waits for it
+    localrule: True
+    conda:
+        "../envs/core.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=720,
+    params:
+        recipe=lambda wildcards: json.dumps(DOWNLOADS[wildcards.download]),
+    shell:
+        "holdfast download {output} --recipe {params.recipe:q} > {log} 2>&1"
 
 
 rule fetch:

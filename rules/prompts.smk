@@ -23,6 +23,26 @@ rule prompts:
         "holdfast prompts {output} --recipe {params.recipe:q} > {log} 2>&1"
 
 
+rule held_out:
+    output:
+        HELD_OUT,
+    log:
+        "<logs>/prompts/held_out.log",
+    benchmark:
+        "<benchmarks>/prompts/held_out.tsv"
+    localrule: True
+    conda:
+        "../envs/core.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        recipe=recipe("text"),
+    shell:
+        "holdfast text {output} --recipe {params.recipe:q} > {log} 2>&1"
+
+
 rule disjoint:
     input:
         prompts=expand("<results>/prompts/{role}.jsonl", role=PROMPT_ROLES),

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from holdfast.checkpoints import load_model, refuse_not_finite, save_model
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, write_json
+from holdfast.hub import snapshot
 from holdfast.model_folders import DTYPES, INDEX, SETTINGS, carry, headers, link, read_config, weight_files
 from holdfast.prompts.sources import package_file
 from holdfast.provenance import Recorder
@@ -21,7 +22,6 @@ from holdfast.weight_statistics import weight_statistics
 RECIPE_KEYS = {"source", "adapter", "dtype", "version", *SETTINGS}
 SHARD_BYTES = 500_000_000
 STORED_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
-HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py"]
 
 
 def fetch(recipe: dict[str, Any], out: Path) -> None:
@@ -84,28 +84,15 @@ def source_folder(source: str) -> Path:
     """The folder of a ``hub:`` or ``path:`` source. Errors as in :func:`fetch`."""
     kind, _, rest = source.partition(":")
     if kind == "hub" and rest:
-        return _snapshot(rest)
+        folder = snapshot(source)
+        weight_files(folder)
+        return folder
     if kind == "path" and rest:
         folder = Path(rest).expanduser()
         weight_files(folder)
         return folder
     remedy = "write hub:ORG/NAME@REVISION, path:FOLDER or package:NAME"
     raise HoldfastError(f"{source} is no source", "fetch recipe, source", remedy)
-
-
-def _snapshot(reference: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    name, _, revision = reference.partition("@")
-    try:
-        # The folder's own name is the commit, whatever branch or tag was asked for.
-        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=HUB_FILES))
-    except Exception as error:  # the hub client raises its own, httpx's and the file system's errors
-        what = f"cannot be fetched ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
-        remedy = "check name, revision, licence acceptance (HF_TOKEN) and network, or give path:FOLDER"
-        raise HoldfastError(what, f"hub:{reference}", remedy) from error
-    weight_files(folder)
-    return folder
 
 
 def _converted(name: str, out: Path) -> Path:

@@ -7,7 +7,9 @@ all that follow from them become stale, deliberately. Refactoring, speed and mes
 
 STAGE_VERSIONS: dict[str, int] = {
     "prompts": 1,
+    "text": 1,
     "disjoint": 1,
+    "download": 1,
     "fetch": 1,
     "compress": 2,
     "activations": 1,

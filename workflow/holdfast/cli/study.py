@@ -8,6 +8,7 @@ import typer
 from holdfast.cli.arguments import Out, Recipe, by_stem
 from holdfast.config.by_hand import checked
 from holdfast.errors import HoldfastError
+from holdfast.hub import switch_back
 
 commands = typer.Typer()
 
@@ -32,6 +33,7 @@ def schema_command(out: Out) -> None:
 @commands.command()
 def prompts(out: Out, recipe: Recipe) -> None:
     """Read one prompt set from its package, file or hub, into OUT (JSONL)."""
+    switch_back()
     from holdfast.files import apart, sha256, write_jsonl
     from holdfast.prompts.sources import local_path, read_prompts
     from holdfast.provenance import Recorder
@@ -45,6 +47,31 @@ def prompts(out: Out, recipe: Recipe) -> None:
     recorder.write(
         out.with_name(out.name + ".provenance.json"), given, prompts=len(records), sha256=sha256(out)
     )
+
+
+@commands.command()
+def text(out: Out, recipe: Recipe) -> None:
+    """Read running text (of perplexity) from its package, file or hub, into OUT."""
+    switch_back()
+    from holdfast.files import apart, sha256, write_text
+    from holdfast.prompts.sources import local_path, read_text
+    from holdfast.provenance import Recorder
+
+    settings = checked("text", recipe)
+    recorder = Recorder("text", settings)
+    given = [] if settings["source"].startswith("hub:") else [local_path(settings["source"])]
+    apart(out, *given)
+    write_text(out, read_text(settings))
+    recorder.write(out.with_name(out.name + ".provenance.json"), given, sha256=sha256(out))
+
+
+@commands.command()
+def download(out: Out, recipe: Recipe) -> None:
+    """Bring a model, or zero-shot tasks, from the hub into its client's cache, verified; OUT says what came."""
+    switch_back()
+    from holdfast.hub import download as run
+
+    run(checked("download", recipe), out)
 
 
 @commands.command()

@@ -3,8 +3,9 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from holdfast.config import sources
 from holdfast.config.compressions import Prune, Published, Quantize, compression_kind
 from holdfast.config.grid import Aird
 from holdfast.config.judges import JudgeName, ListName
@@ -22,6 +23,7 @@ from holdfast.config.measures import (
 )
 from holdfast.config.reading import dotted, explained
 from holdfast.config.rivals import Recalibrate, Steer, SystemPrompt, Tune
+from holdfast.config.sources import BadValueError
 from holdfast.config.values import Positive, Section
 from holdfast.errors import HoldfastError
 from holdfast.versions import STAGE_VERSIONS
@@ -36,6 +38,23 @@ class PromptsRecipe(PromptSet, Versioned):
     role: str = Field(default="", description="role of the set in the study; recorded only")
     samples: Positive | None = Field(default=None, description="draw so many records")
     seed: int = Field(default=0, ge=0, description="seed of the draw")
+
+
+class TextRecipe(Data, Versioned):
+    pass
+
+
+class DownloadRecipe(Versioned):
+    source: Annotated[str, AfterValidator(sources.checked({"hub": sources.MODEL["hub"]}))] | None = Field(
+        default=None, description="hub:ORG/NAME@REVISION of a model"
+    )
+    tasks: list[str] = Field(default=[], description="zero-shot tasks that the harness knows")
+
+    @model_validator(mode="after")
+    def something(self) -> "DownloadRecipe":
+        if bool(self.source) == bool(self.tasks):
+            raise BadValueError("names no one thing to download", "give either source or tasks")
+        return self
 
 
 class Draw(Section):
@@ -141,7 +160,9 @@ class DisjointRecipe(Versioned):
 
 RECIPES: dict[str, type[Section]] = {
     "prompts": PromptsRecipe,
+    "text": TextRecipe,
     "disjoint": DisjointRecipe,
+    "download": DownloadRecipe,
     "activations": ActivationsRecipe,
     "direction": DirectionRecipe,
     "compare": CompareRecipe,

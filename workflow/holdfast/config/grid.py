@@ -24,7 +24,7 @@ from holdfast.config.values import (
 )
 
 # Folders that stages write beside what is named by models and methods (docs/formats.md).
-RESERVED_MODELS = {"prompts", "tables", "figures", "report", "logs", "benchmarks", "judges"}
+RESERVED_MODELS = {"prompts", "tables", "figures", "report", "logs", "benchmarks", "judges", "downloads"}
 RESERVED_METHODS = {
     "checkpoint",
     "activations",

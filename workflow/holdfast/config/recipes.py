@@ -15,7 +15,9 @@ from holdfast.versions import STAGE_VERSIONS
 if TYPE_CHECKING:
     from holdfast.config.study import Study
 
+OWN_TASK = "holdfast_choice"  # the zero-shot task that comes with the package
 Recipe = dict[str, Any]
+TASKS = "zero-shot-tasks"  # the download of their data
 
 
 def recipe(
@@ -67,9 +69,36 @@ def recipe(
             }
         case "tables" | "figures" | "report":
             keys = {"study": study.study, "judges": evaluate.judges}
-        case "disjoint":
-            keys = {"held_out": held_out(study), **evaluate.zero_shot.model_dump(exclude={"limit"})}
+        case "text" | "disjoint":
+            tasks = evaluate.zero_shot.model_dump(exclude={"limit"})
+            keys = held_out(study) if stage == "text" else {"held_out": held_out(study), **tasks}
     return {**keys, "version": version}
+
+
+def downloads(study: "Study") -> dict[str, Recipe]:
+    """What a study needs of the hub, beside its prompts: the recipe of each download, by its name.
+
+    Models, published checkpoints and judges at their revisions, and the data of the zero-shot tasks that are not local.
+    """
+    found: dict[str, Recipe] = {}
+    version = STAGE_VERSIONS["download"]
+    used = [model.source for model in study.models.values()]
+    used += [section.source for section in study.compressions.values() if hasattr(section, "source")]
+    judges = study.evaluate.judge_models
+    used += [judges[name].source for name in study.evaluate.judges if name in judges]
+    for source in used:
+        if source.startswith("hub:"):
+            found[download_name(source)] = {"source": source, "version": version}
+    asked = study.evaluate.zero_shot
+    tasks = [] if asked.folder else [task for task in asked.tasks if task != OWN_TASK]
+    if tasks:
+        found[TASKS] = {"tasks": tasks, "version": version}
+    return found
+
+
+def download_name(source: str) -> str:
+    """``ORG--NAME@REVISION`` of a ``hub:`` source: a file's name."""
+    return source.removeprefix("hub:").replace("/", "--")
 
 
 def prompts(study: "Study", role: str) -> Recipe:

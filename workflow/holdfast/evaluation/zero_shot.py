@@ -1,6 +1,6 @@
 """Zero-shot accuracy with lm-evaluation-harness, on the model already loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast.errors import HoldfastError
 from holdfast.evaluation.zero_shot_tasks import tasks
+from holdfast.hub import not_downloaded
 
 
 def zero_shot(
@@ -41,17 +42,8 @@ def zero_shot(
             bootstrap_iters=0,
             log_samples=items,
         )
-    except (KeyError, ValueError) as error:
-        what = f"the harness does not take these tasks ({type(error).__name__}: {str(error).splitlines()[0]})"
-        raise HoldfastError(
-            what, "evaluate.zero_shot.tasks", "check their names with `lm-eval ls tasks`"
-        ) from None
-    except (ConnectionError, OSError) as error:
-        raise HoldfastError(
-            f"task data cannot be loaded ({str(error).splitlines()[0]})",
-            "evaluate.zero_shot",
-            "go online once, or give `folder` with local data",
-        ) from None
+    except (KeyError, ValueError, ConnectionError, OSError) as error:
+        raise _told(error, [task for task in wanted if isinstance(task, str)]) from None
     samples = results.pop("samples", {})  # the items' texts: nothing to keep
     summary = {}
     for name in recipe["tasks"]:
@@ -65,3 +57,18 @@ def zero_shot(
                 int(item[metric]) for item in sorted(samples[name], key=lambda item: item["doc_id"])
             ]
     return summary, results
+
+
+def _told(error: Exception, from_hub: Sequence[str]) -> HoldfastError:
+    """The harness's error in one line; ``from_hub``: the tasks whose data it brings itself."""
+    from huggingface_hub import constants
+
+    told = str(error).splitlines()[0] if str(error) else type(error).__name__
+    unreachable = isinstance(error, ConnectionError | OSError) or "cache" in told
+    if from_hub and unreachable and constants.HF_HUB_OFFLINE:
+        return not_downloaded(f"zero-shot tasks {', '.join(from_hub)}", {"tasks": list(from_hub)})
+    if isinstance(error, KeyError | ValueError):
+        what = f"the harness does not take these tasks ({type(error).__name__}: {told})"
+        return HoldfastError(what, "evaluate.zero_shot.tasks", "check their names with `lm-eval ls tasks`")
+    remedy = "go online once, or give `folder` with local data"
+    return HoldfastError(f"task data cannot be loaded ({told})", "evaluate.zero_shot", remedy)

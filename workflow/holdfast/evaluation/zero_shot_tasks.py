@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from holdfast.config.recipes import OWN_TASK
 from holdfast.errors import HoldfastError
 
-OWN_TASK = "holdfast_choice"
 OWN_DATA = Path(__file__).parent.parent / "data" / "multiple_choice.jsonl"
 
 # The harness's own prompt of each standard task, over the columns of a local file
