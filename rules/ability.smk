@@ -15,10 +15,9 @@ rule ability:
         "<benchmarks>/{model}/{compression}/{method}/ability.tsv"
     conda:
         "../envs/core.yaml"
-    threads: 1
+    threads: needs("threads")
     resources:
-        mem_mb=16000,
-        runtime=240,
+        **NEEDS,
     params:
         recipe=recipe("ability"),
         model=subpath(input.model, parent=True),

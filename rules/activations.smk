@@ -16,10 +16,9 @@ rule activations:
     priority: 1  # what most waits for goes first
     conda:
         "../envs/core.yaml"
-    threads: 1
+    threads: needs("threads")
     resources:
-        mem_mb=16000,
-        runtime=60,
+        **NEEDS,
     params:
         recipe=recipe("activations"),
         model=subpath(input.model, parent=True),

@@ -16,10 +16,9 @@ rule attack:
         "<benchmarks>/{model}/{compression}/{method}/attacks/{attack}/generate.tsv"
     conda:
         "../envs/core.yaml"
-    threads: 1
+    threads: needs("threads")
     resources:
-        mem_mb=16000,
-        runtime=240,
+        **NEEDS,
     params:
         recipe=recipe("generate"),
         model=subpath(input.model, parent=True),

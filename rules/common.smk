@@ -9,6 +9,9 @@ from pathlib import Path
 
 from holdfast.cluster.claim import RUN, claim, refuse_latecomer, release
 from holdfast.cluster.commands import prepare
+from holdfast.cluster.configs import Sizes
+from holdfast.cluster.needs import Requests
+from holdfast.cluster.site import Site, here
 from holdfast.cluster.undone import undone
 from holdfast.config import AS_IS, DENSE, load_study
 from holdfast.config.recipes import TASKS, download_name, downloads
@@ -178,6 +181,46 @@ def brought_text(stage):
         return {"held_out": local}
     windows = section.model_dump(include={"window", "windows"}, exclude_none=True)
     return {"perplexity": local | windows}
+
+
+def told(line):
+    """One line for people; a cluster's job, which reads all this again, says nothing."""
+    if not workflow.remote_exec:
+        print(line, file=sys.stderr)
+
+
+def on_cluster():
+    return workflow.remote_exec or workflow.non_local_exec
+
+
+REQUESTS = Requests(
+    STUDY,
+    Sizes(
+        STUDY,
+        Path("results", STUDY.study),
+        reach=not workflow.remote_exec,
+        say=told,
+    ),
+    site=lambda: here() if on_cluster() else Site(),
+    on_cluster=on_cluster,
+)
+
+
+def needs(resource):
+    """A function of `threads` and `resources`: what a job asks for, from its model's size; on a retry, more."""
+
+    def of_job(wildcards, attempt, rulename):
+        asked = REQUESTS.of(rulename, tuple(wildcards.items()), attempt)
+        return getattr(asked, resource) or None
+
+    return of_job
+
+
+# The `resources` of every rule that runs a model (docs/resources.md). Without a global limit (--resources gpu=1)
+# none of them keeps a job from running on this machine.
+NEEDS = {
+    name: needs(name) for name in ("gpu", "gpu_model", "mem_mb", "runtime", "disk_mb")
+}
 
 
 def local_files(*sources):

@@ -17,10 +17,9 @@ rule direction:
     priority: 1  # what most waits for goes first
     conda:
         "../envs/core.yaml"
-    threads: 1
+    threads: needs("threads")
     resources:
-        mem_mb=16000,
-        runtime=240,
+        **NEEDS,
     params:
         recipe=recipe("direction"),
         model=subpath(input.model, parent=True),

@@ -26,10 +26,9 @@ rule edit:
     priority: 1  # what most waits for goes first
     conda:
         "../envs/core.yaml"
-    threads: 1
+    threads: needs("threads")
     resources:
-        mem_mb=16000,
-        runtime=240,
+        **NEEDS,
     params:
         recipe=recipe("edit"),
         model=subpath(input.model, parent=True),

@@ -34,10 +34,9 @@ rule fetch:
         "<benchmarks>/{model}/dense/fetch.tsv"
     conda:
         "../envs/core.yaml"
-    threads: 1
+    threads: needs("threads")
     resources:
-        mem_mb=8000,
-        runtime=120,
+        **NEEDS,
     params:
         recipe=recipe("fetch"),
         folder=subpath(output[0], parent=True),

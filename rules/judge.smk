@@ -41,10 +41,9 @@ rule judge_by_model:
         "<benchmarks>/{model}/{compression}/{method}/judge-{judge}.tsv"
     conda:
         "../envs/core.yaml"
-    threads: 1
+    threads: needs("threads")
     resources:
-        mem_mb=32000,
-        runtime=240,
+        **NEEDS,
     params:
         recipe=recipe("judge-by-model"),
         judge=subpath(input.judge, parent=True),

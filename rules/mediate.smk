@@ -18,10 +18,9 @@ rule mediate:
         "<benchmarks>/{model}/{compression}/mediate.tsv"
     conda:
         "../envs/core.yaml"
-    threads: 1
+    threads: needs("threads")
     resources:
-        mem_mb=16000,
-        runtime=120,
+        **NEEDS,
     params:
         recipe=recipe("mediate"),
         model=subpath(input.model, parent=True),

@@ -21,10 +21,9 @@ rule recalibrate:
         method=any_of(methods_of("recalibrate")),
     conda:
         "../envs/core.yaml"
-    threads: 1
+    threads: needs("threads")
     resources:
-        mem_mb=16000,
-        runtime=240,
+        **NEEDS,
     params:
         recipe=recipe("recalibrate"),
         model=subpath(input.model, parent=True),

@@ -16,10 +16,9 @@ rule instruct:
     priority: 1  # what most waits for goes first
     conda:
         "../envs/core.yaml"
-    threads: 1
+    threads: needs("threads")
     resources:
-        mem_mb=4000,
-        runtime=30,
+        **NEEDS,
     params:
         recipe=recipe("instruct"),
         model=subpath(input.model, parent=True),
@@ -50,10 +49,9 @@ rule steer:
     priority: 1  # what most waits for goes first
     conda:
         "../envs/core.yaml"
-    threads: 1
+    threads: needs("threads")
     resources:
-        mem_mb=16000,
-        runtime=120,
+        **NEEDS,
     params:
         recipe=recipe("steer"),
         model=subpath(input.model, parent=True),

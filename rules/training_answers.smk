@@ -20,10 +20,9 @@ rule training_answers:
         "<benchmarks>/{model}/dense/training_answers.tsv"
     conda:
         "../envs/core.yaml"
-    threads: 1
+    threads: needs("threads")
     resources:
-        mem_mb=16000,
-        runtime=240,
+        **NEEDS,
     params:
         recipe=recipe("generate"),
         model=subpath(input.model, parent=True),

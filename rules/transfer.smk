@@ -22,10 +22,9 @@ rule transfer:
         compression=any_of(filter(compressed, STUDY.compressions)),
     conda:
         "../envs/core.yaml"
-    threads: 1
+    threads: needs("threads")
     resources:
-        mem_mb=16000,
-        runtime=240,
+        **NEEDS,
     params:
         recipe=recipe("transfer"),
         dense=lambda wildcards, input: os.path.dirname(input.dense[0]),

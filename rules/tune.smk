@@ -19,10 +19,9 @@ rule tune:
         method=any_of(methods_of("tune")),
     conda:
         "../envs/core.yaml"
-    threads: 1
+    threads: needs("threads")
     resources:
-        mem_mb=16000,
-        runtime=240,
+        **NEEDS,
     params:
         recipe=recipe("tune"),
         model=subpath(input.model, parent=True),

@@ -5,6 +5,7 @@ stored in ``formats``.
 """
 
 import contextlib
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast.architectures import decoder_layers
+from holdfast.cluster.sizes import size_of
 from holdfast.errors import HoldfastError
 from holdfast.files import write_json
 from holdfast.formats import FORMATS, Format, format_of
@@ -33,6 +35,7 @@ from holdfast.silence import quiet
 from holdfast.skeletons import auto_class, dense_config, first_line, model_config, skeleton, unloadable
 
 SHARD_SIZE = "500MB"
+FILLED = 0.75  # share of a GPU that weights may take: the rest is for what is computed
 LOADING_ERRORS = (
     OSError,
     ValueError,
@@ -166,7 +169,8 @@ class _Dequantized:
 
 def _loaded(model_class: Any, source: Path | None, folder: Path, **options: Any) -> PreTrainedModel:
     if torch.cuda.is_available():
-        options["device_map"] = "auto"
+        free = [torch.cuda.mem_get_info(device)[0] for device in range(torch.cuda.device_count())]
+        options["device_map"] = placement(weight_bytes(folder, options.get("dtype")), free)
     try:
         model, info = model_class.from_pretrained(source, output_loading_info=True, **options)
     except LOADING_ERRORS as error:
@@ -178,6 +182,27 @@ def _loaded(model_class: Any, source: Path | None, folder: Path, **options: Any)
         )
     _refuse_damaged(model, folder)
     return model.eval().requires_grad_(False)
+
+
+def weight_bytes(folder: Path, dtype: torch.dtype | str | None = None) -> int:
+    """What a checkpoint's weights take in memory, by its config: quantized ones are counted dense, which they are with
+    most formats. Of a config that does not say, what its files hold."""
+    name = None if dtype in (None, "auto") else str(dtype).removeprefix("torch.")
+    try:
+        return size_of(read_config(folder), str(folder)).loaded_bytes(name)
+    except HoldfastError:
+        return sum(stored.bytes for stored in headers(folder).values())
+
+
+def placement(weights: int, free: Sequence[int]) -> str | dict[str, int]:
+    """transformers' ``device_map``: one GPU where the weights leave room on it, all visible ones (and then main memory)
+    where they do not. "auto" alone would spread a small model over all GPUs, which only costs time.
+
+    Args:
+        weights: bytes.
+        free: bytes of free memory of every visible GPU.
+    """
+    return {"": 0} if weights <= FILLED * free[0] else "auto"
 
 
 def _refuse_damaged(model: PreTrainedModel, folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""Running studies on a Slurm cluster."""
+"""Running studies on a cluster: what jobs need, what a study costs, and Slurm."""

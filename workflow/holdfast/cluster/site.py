@@ -65,6 +65,9 @@ class Site(Section):
     qos: Word | None = Field(default=None, description="quality of service")
     constraint: Word | None = Field(default=None, description="features of every job's node")
     gpu_type: Word | None = Field(default=None, description="the type of GPU to ask for")
+    gpu_memory_gb: float = Field(
+        default=80.0, ge=0, description="memory of one GPU, in GB; 0 where there are no GPUs"
+    )
     partitions: dict[Word, Partition] = Field(default={}, description="where jobs may go, with limits")
 
 
@@ -93,6 +96,15 @@ def read_site(path: Path) -> Site:
     if site is None or found:
         raise ConfigError(path, found)
     return site
+
+
+def here() -> Site:
+    """This cluster, or one that nothing is known of where no site file is. Raises ConfigError as :func:`read_site`."""
+    try:
+        path = site_file()
+    except HoldfastError:
+        return Site()
+    return read_site(path)
 
 
 def default_resources() -> dict[str, Any]:

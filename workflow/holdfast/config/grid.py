@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, 
 
 from holdfast.config import sources
 from holdfast.config.compressions import Dense, Prune, Published, Quantize
+from holdfast.config.needs import Needs
 from holdfast.config.rivals import Recalibrate, Steer, SystemPrompt, Tune
 from holdfast.config.sources import BadValueError
 from holdfast.config.values import (
@@ -44,8 +45,8 @@ CompressionName = Annotated[str, named()]
 MethodName = Annotated[str, named(RESERVED_METHODS, STAGES_OWN)]
 
 
-class Model(Section):
-    """One chat model."""
+class Chat(Section):
+    """What a chat model is and how it is talked to."""
 
     source: Annotated[str, AfterValidator(sources.checked(sources.MODEL))] = Field(
         description="package:NAME, hub:ORG/NAME@REVISION or path:FOLDER (a Hugging Face model folder)"
@@ -63,6 +64,10 @@ class Model(Section):
     trust_remote_code: bool = Field(
         default=False, description="run the Python code that comes with the model"
     )
+
+
+class Model(Needs, Chat):
+    """One chat model."""
 
 
 class AsIs(Section):

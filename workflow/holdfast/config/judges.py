@@ -7,7 +7,8 @@ from pydantic import AfterValidator, Field
 
 from holdfast.config import sources
 from holdfast.config.cells import Found, closest
-from holdfast.config.values import Section, named
+from holdfast.config.needs import Needs
+from holdfast.config.values import named
 from holdfast.evaluation.judges.substring import substring_lists
 
 # Its verdicts lie in a folder beside these files of the substring lists.
@@ -25,7 +26,7 @@ def known_list(name: str) -> str:
 ListName = Annotated[str, AfterValidator(known_list)]
 
 
-class JudgeModel(Section):
+class JudgeModel(Needs):
     """A published judge, as a model that is asked."""
 
     judge: Literal["llama-guard-3", "harmbench", "wildguard", "strongreject"] = Field(

@@ -8,6 +8,7 @@ holds the candidates of a search only for what it searches.
 from typing import TYPE_CHECKING, Any
 
 from holdfast.config.compressions import calibrated
+from holdfast.config.needs import KEYS as NEEDS
 from holdfast.config.values import WITHOUT_STRENGTH
 from holdfast.evaluation.judges.substring import quick_judge
 from holdfast.versions import STAGE_VERSIONS
@@ -42,7 +43,11 @@ def recipe(
         case "prompts":
             keys = prompts(study, str(role))
         case "fetch":
-            keys = judge_checkpoint(study, judge) if judge else study.models[str(model)].model_dump()
+            keys = (
+                judge_checkpoint(study, judge)
+                if judge
+                else study.models[str(model)].model_dump(exclude=NEEDS)
+            )
         case "compress":
             keys = compress(study, str(compression))
         case "direction":
@@ -118,7 +123,7 @@ def attack_setting(study: "Study", name: str) -> Recipe:
 
 def judge_checkpoint(study: "Study", name: str) -> Recipe:
     """What is fetched for a judge that is a model."""
-    return study.evaluate.judge_models[name].model_dump(exclude_none=True, exclude={"judge"})
+    return study.evaluate.judge_models[name].model_dump(exclude_none=True, exclude={"judge", *NEEDS})
 
 
 def judging(study: "Study", judge: str | None) -> Recipe:

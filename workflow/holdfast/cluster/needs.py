@@ -1,0 +1,217 @@
+"""What a job asks of a cluster: GPUs, memory, time, disk and threads, from its model's size and what it does with it.
+
+The formulas are in docs/resources.md. Nothing here touches a result: Snakemake does not rerun a job whose resources
+changed. On a retry memory and time grow; the number of GPUs does not, since a job that was killed for its time or its
+main memory would ask for GPUs in vain: ``gpus`` in the study is the remedy there.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from math import ceil
+from typing import Any
+
+from holdfast.cluster.rates import shipped
+from holdfast.cluster.site import Site
+from holdfast.cluster.sizes import BYTES, Size
+from holdfast.cluster.work import POSITIONS, Work, counter, prompts
+from holdfast.config import Study
+from holdfast.config.compressions import Quantize
+from holdfast.config.needs import Needs
+from holdfast.errors import HoldfastError
+
+FILLED = 0.9  # share of a GPU's memory that is counted on
+BY_CPU = 0.3e9  # weights of a model that is run without a GPU: a tenth of the smallest that studies are about
+FULL_PRECISION = 4
+BASE_GB = 3.0  # main memory of a job beside its model: Python, torch, the libraries
+BESIDE_GPU_GB = 8.0  # the same where a GPU is driven
+GPU_BASE_GB = 4.0  # memory of a GPU beside weights and cache: its libraries and buffers
+BATCH = 16  # answers at a time that must fit; a stage takes fewer when memory runs out, and more when there is plenty
+WIDE = 24  # numbers of the residual stream's width that a layer's activations are, a token
+SAFETY = 3.0  # time asked for over time predicted
+SHORTEST = 30  # minutes
+MOST_THREADS = 16
+SHARD_BYTES = 500_000_000
+NO_GPU = {"fetch", "fetch_judge", "instruct"}
+# Steered and instructed copies share their weights with what they are copies of.
+CHECKPOINTS = {"fetch", "fetch_judge", "compress", "recalibrate", "edit", "tune"}
+# What was asked for before sizes were known, and is where they are not: main memory in MB, minutes, disk in MB.
+FIXED: dict[str, tuple[int, int, int]] = {
+    "fetch": (8000, 120, 40000),
+    "fetch_judge": (8000, 120, 40000),
+    "activations": (16000, 60, 2000),
+    "instruct": (4000, 30, 40000),
+    "steer": (16000, 120, 40000),
+    "mediate": (16000, 120, 100),
+    "judge_by_model": (32000, 240, 100),
+    "judge_attack_by_model": (32000, 240, 100),
+    **dict.fromkeys(("compress", "recalibrate", "edit", "tune"), (16000, 240, 40000)),
+    **dict.fromkeys(
+        ("direction", "transfer", "training_answers", "generate", "attack", "borderline", "ability"),
+        (16000, 240, 100),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Resources of one job, in Snakemake's words and units (10^6 bytes, minutes)."""
+
+    gpu: int
+    gpu_model: str | None
+    mem_mb: int
+    runtime: int
+    disk_mb: int
+    threads: int
+
+
+class Requests:
+    """What the jobs of a study ask for.
+
+    Args:
+        sizes: with ``of(kind, name)``, the Size of a model ("models") or judge ("judges") of the study, or None.
+        site: the cluster whose GPUs are asked for.
+        on_cluster: whether other machines run the jobs (by default not): locally all have one thread, as many as
+            fit side by side.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        sizes: Any,
+        site: Callable[[], Site] = Site,
+        on_cluster: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.study, self.sizes, self.on_cluster = study, sizes, on_cluster
+        self.site = cache(site)  # read when first needed: what executor runs the jobs is not known before
+        self.of = cache(self._of)
+
+    def _of(self, rule: str, names: tuple[tuple[str, str], ...], attempt: int = 1) -> Asked:
+        """Of a job, by its rule and wildcards."""
+        known = dict(names)
+        size, about, dtype = self.model(known)
+        work = self.work(rule, known)
+        stage = _stage(rule)
+        if size is None or work is None:
+            mem, minutes, disk = FIXED[stage]
+            gpus = 1 if about.gpus is None else about.gpus
+            gpus, threads = gpus if self.site().gpu_memory_gb and stage not in NO_GPU else 0, 1
+        else:
+            gpus = self.gpus(work, size, dtype, about)
+            mem = ceil(main_memory(work, size, dtype, gpus) / 1e6)
+            minutes = runtime(shipped().seconds(work, size, gpus) or 0)
+            disk = ceil(self.disk(stage, known, size, dtype) / 1e6)
+            threads = self.threads(work, size, gpus)
+            if not gpus:  # rates are of one thread; several share the work, never perfectly
+                minutes = max(SHORTEST, ceil(minutes / max(1, threads / 2)))
+        if about.memory_gb is not None:
+            mem = ceil(about.memory_gb * 1000)
+        if about.hours is not None:
+            minutes = ceil(about.hours * 60)
+        kind = self.site().gpu_type if gpus else None
+        return Asked(gpus, kind, mem * attempt, minutes * attempt, disk, threads)
+
+    def work(self, rule: str, names: dict[str, str]) -> Work | None:
+        """None where it depends on a size that is not known, or the rule runs no model."""
+        count, (size, _, _) = counter(rule), self.model(names)
+        return count(self.study, names, size) if count and size else None
+
+    def model(self, names: Mapping[str, str]) -> tuple[Size | None, Needs, str | None]:
+        """The model that a job runs (its judge, if it has one): size, what the study says of it, dtype."""
+        if "judge" in names:
+            judge = self.study.evaluate.judge_models[names["judge"]]
+            return self.sizes.of("judges", names["judge"]), judge, judge.dtype
+        model = self.study.models[names["model"]]
+        return self.sizes.of("models", names["model"]), model, model.dtype
+
+    def gpus(self, work: Work, size: Size, dtype: str | None, about: Needs) -> int:
+        """A power of two, as tensor parallelism wants; none for what needs no GPU and for models under 0.3 billion
+        weights, unless the study says so."""
+        if work.stage in NO_GPU or work.method == "published" or not self.site().gpu_memory_gb:
+            return 0
+        if about.gpus is not None:
+            return about.gpus
+        if size.parameters < BY_CPU:
+            return 0
+        memory = self.site().gpu_memory_gb
+        needed, each = graphics_memory(work, size, dtype), (memory * FILLED - GPU_BASE_GB) * 1e9
+        if each <= 0:
+            what = f"{memory:g} GB hold no model"
+            raise HoldfastError(what, "site file, gpu_memory_gb", "correct it, or say 0 for no GPUs")
+        number = 1
+        while number * each < needed:
+            number *= 2
+        return number
+
+    def threads(self, work: Work, size: Size, gpus: int) -> int:
+        if not self.on_cluster() or not work.loads:
+            return 1
+        return min(MOST_THREADS, 4 * gpus if gpus else max(1, round(2 * size.parameters / 1e9)))
+
+    def disk(self, stage: str, names: Mapping[str, str], size: Size, dtype: str | None) -> float:
+        """Bytes that a job leaves behind. Edited copies rewrite a few shards, at most half of the checkpoint."""
+        if stage == "activations":
+            train = prompts(self.study, "harmful_train", "harmless_train")
+            return float(train * POSITIONS * size.layers * size.hidden * FULL_PRECISION)
+        if stage not in CHECKPOINTS:
+            return 50e6
+        if stage in ("fetch", "fetch_judge"):
+            return float(size.stored_bytes(dtype))
+        # Tuned matrices of a quantized checkpoint are stored dense.
+        stored = size.stored_bytes(dtype, None if stage == "tune" else self.bits(names["compression"]))
+        return stored / 2 if stage == "edit" else float(stored)
+
+    def bits(self, compression: str) -> float | None:
+        """Bits of a compressed weight as stored; None for those of its dtype."""
+        section = self.study.compressions[compression]
+        if not isinstance(section, Quantize):
+            return None
+        method = section.quantize
+        whole = {"smoothquant": 8.0, "fp8": 8.0, "llm-int8": 8.0, "nf4": 4.5}
+        if method in whole:
+            return whole[method]
+        group = section.group_size if isinstance(section.group_size, int) else 1 << 20
+        # Fewer than 4 bits are stored in 4, 5 to 7 in 8; a scale and a zero point for each group.
+        return (4 if (section.bits or 4) <= 4 else 8) + 32 / group
+
+
+def _stage(rule: str) -> str:
+    """The rule whose numbers a rule has: its own, or those of the rule it is named after (compress_by_gptqmodel)."""
+    return max((name for name in FIXED if rule == name or rule.startswith(f"{name}_by_")), key=len)
+
+
+def graphics_memory(work: Work, size: Size, dtype: str | None) -> float:
+    """Bytes of GPU memory that a job needs beside the libraries': weights, cache, activations, logits; with gradients
+    the activations of every layer. float16 is trained in float32."""
+    each = BYTES.get(dtype or size.dtype, 4)
+    if work.training:
+        weights = size.parameters * (4 if each == 2 and (dtype or size.dtype) == "float16" else each)
+        rows = 8  # conversations of a step
+        return weights + rows * work.context * (
+            size.layers * size.hidden * WIDE * each + size.vocabulary * 12
+        )
+    tokens = BATCH * work.context if work.answers else max(work.context, BATCH * 48)
+    cache = tokens * size.kv_per_token * each
+    spread = tokens * size.hidden * WIDE * each + BATCH * size.vocabulary * 8
+    extra = 0.5 if work.method in ("gptq", "sparsegpt", "awq", "smoothquant") else 0.0
+    return size.loaded_bytes(dtype) * (1 + extra / 4) + cache + spread
+
+
+def main_memory(work: Work, size: Size, dtype: str | None, gpus: int) -> float:
+    """Bytes of main memory: where there is a GPU, room for the weights on their way through; else all of it."""
+    weights = size.loaded_bytes(dtype)
+    if work.stage == "fetch" and work.method == "fetched":  # the largest tensor, as read and as cast
+        return BASE_GB * 1e9 + 2 * max(SHARD_BYTES, size.embedding * FULL_PRECISION)
+    if work.stage == "fetch":
+        return BASE_GB * 1e9 + 2.5 * size.parameters * FULL_PRECISION
+    if work.stage == "instruct":
+        return BASE_GB * 1e9
+    factor = 2.5 if work.stage == "compress" else 1.5
+    if gpus:
+        return BESIDE_GPU_GB * 1e9 + (2.0 if work.stage == "compress" else 1.25) * weights
+    return BASE_GB * 1e9 + factor * weights + (graphics_memory(work, size, dtype) - weights)
+
+
+def runtime(seconds: float) -> int:
+    """Minutes to ask for: three times what is predicted and a quarter of an hour, at least half an hour."""
+    return max(SHORTEST, ceil(SAFETY * seconds / 60) + 15)
