@@ -102,18 +102,26 @@ class Workflow:
     def write(self, config: dict[str, object]) -> None:
         (self.folder / "study.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
-    def snakemake(self, *arguments: str, configfile: str = "study.yaml") -> subprocess.CompletedProcess[str]:
+    def command(self, configfile: str) -> list[str]:
         # The interpreter beside the stand-in stages is the one Snakemake runs in: it finds them first.
         command = [str(self.folder / "bin/python"), "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
-        paths = [p for p in sys.path if p.endswith("site-packages")] + [str(ROOT / "workflow")]
+        return [*command, "--configfile", configfile]
+
+    def paths(self) -> str:
+        """PYTHONPATH of that interpreter."""
+        return os.pathsep.join(
+            [*(p for p in sys.path if p.endswith("site-packages")), str(ROOT / "workflow")]
+        )
+
+    def snakemake(self, *arguments: str, configfile: str = "study.yaml") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*command, "--configfile", configfile, *arguments],
+            [*self.command(configfile), *arguments],
             cwd=self.folder,
             capture_output=True,
             text=True,
             timeout=300,
             check=False,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**os.environ, "PYTHONPATH": self.paths()},
         )
 
     def planned(self) -> dict[str, int]:

@@ -1,0 +1,100 @@
+"""What happens to jobs on a real Slurm; the tables are always those of an undisturbed run."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cluster import Cluster
+from studies import TABLE, Run, almost_finished, begun, jobs, journal, running
+from unit.test_workflow import Workflow
+
+MISSING = "wanda-40/aird/ability", "dense/as-is/generations", "dense/as-is/verdicts"
+ONCE = 'case "$*" in "{stage} "*) mkdir tried-{stage} 2>/dev/null && {trouble};; esac\n'
+
+
+@pytest.fixture
+def workflow(finished: Workflow, tmp_path: Path) -> Workflow:
+    """The small study but for the ability of one cell and the answers of another."""
+    return almost_finished(finished, tmp_path / "study", *MISSING)
+
+
+@pytest.fixture
+def as_undisturbed(finished: Workflow, workflow: Workflow) -> Callable[[], None]:
+    def check() -> None:
+        assert (workflow.folder / TABLE).read_text() == (finished.folder / TABLE).read_text()
+        assert not [e for e in journal(workflow) if e.event == "second writer"]
+
+    return check
+
+
+def once(workflow: Workflow, stage: str, trouble: str) -> None:
+    """A shell command before the first try of a stage."""
+    (workflow.folder / "trouble").write_text(ONCE.format(stage=stage, trouble=trouble))
+
+
+def test_a_cancelled_job_is_submitted_again(
+    cluster: Cluster, workflow: Workflow, as_undisturbed: Callable[[], None]
+) -> None:
+    once(workflow, "ability", "touch sleeping && sleep 600")
+    with running(workflow, cluster) as run:
+        run.until((workflow.folder / "sleeping").exists, "the job")
+        [job] = jobs(cluster, "ability", "RUNNING")
+        cluster.run("scancel", job.id)
+        run.well()
+    assert len(begun(workflow, "ability")) == 1
+    as_undisturbed()
+
+
+def test_jobs_of_a_node_that_dies_run_elsewhere(
+    cluster: Cluster, workflow: Workflow, as_undisturbed: Callable[[], None]
+) -> None:
+    once(workflow, "ability", "echo $SLURMD_NODENAME > where && sleep 600")
+    with running(workflow, cluster) as run:
+        run.until((workflow.folder / "where").read_text, "the job")
+        node = (workflow.folder / "where").read_text().strip()
+        cluster.fail_node(node)
+        try:
+            run.until(lambda: begun(workflow, "ability"), "the job elsewhere")
+            assert begun(workflow, "ability")[0].node != node
+        finally:
+            cluster.start_node(node)
+        run.well()
+    as_undisturbed()
+
+
+def test_a_controller_that_is_away_ends_nothing(
+    cluster: Cluster, workflow: Workflow, as_undisturbed: Callable[[], None]
+) -> None:
+    once(workflow, "ability", "touch sleeping && sleep 20")
+    with running(workflow, cluster) as run:
+        run.until((workflow.folder / "sleeping").exists, "the job")
+        cluster.stop_controller()
+        try:
+            run.until(lambda: begun(workflow, "ability", "end"), "the job's end")
+            time.sleep(5)
+        finally:
+            cluster.start_controller()
+        run.well()
+    assert len(begun(workflow, "ability")) == 1  # not done twice
+    as_undisturbed()
+
+
+def test_after_a_kill_the_same_command_goes_on_with_one_writer(
+    cluster: Cluster, workflow: Workflow, as_undisturbed: Callable[[], None]
+) -> None:
+    once(workflow, "ability", "touch sleeping && sleep 30")
+    with running(workflow, cluster) as run:
+        run.until((workflow.folder / "sleeping").exists, "the job")
+        code, log = Run(workflow, cluster).ended()  # refused while the first one lives
+        assert code == 2
+        assert f"results/small: another run is using it (process {run.process.pid} on " in log
+        [orphan] = jobs(cluster, "ability", "RUNNING")
+        run.process.kill()
+        run.process.wait()
+        with running(workflow, cluster) as again:
+            log = again.well()
+    assert f"1 Slurm jobs of a run that was killed are cancelled: {orphan.id}" in log
+    assert [job.state for job in jobs(cluster, "ability") if job.id == orphan.id] == ["CANCELLED"]
+    assert len(begun(workflow, "ability")) == 1
+    as_undisturbed()
