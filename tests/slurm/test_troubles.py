@@ -98,3 +98,30 @@ def test_after_a_kill_the_same_command_goes_on_with_one_writer(
     assert [job.state for job in jobs(cluster, "ability") if job.id == orphan.id] == ["CANCELLED"]
     assert len(begun(workflow, "ability")) == 1
     as_undisturbed()
+
+
+def test_a_job_that_fails_for_good_leaves_the_rest_done_and_a_gap(
+    cluster: Cluster, workflow: Workflow, as_undisturbed: Callable[[], None]
+) -> None:
+    (workflow.folder / "trouble").write_text(
+        'case "$*" in "ability "*) touch failed-$RANDOM; exit 1;; esac\n'
+    )
+    with running(workflow, cluster) as run:
+        code, log = run.ended()
+    assert code == 1
+    assert "missing cells marked: results/small/tables" in log
+    assert len(list(workflow.folder.glob("failed-*"))) == 3  # retries: 2
+    assert len(begun(workflow, "judge", "end")) == 1
+    assert [e.command for e in begun(workflow, "tables")][0].endswith(
+        "--undone results/small/logs/undone.json"
+    )
+    (workflow.folder / "trouble").unlink()
+    with running(workflow, cluster) as run:
+        run.well()
+    assert [len(begun(workflow, stage)) for stage in ("generate", "judge", "ability", "tables")] == [
+        1,
+        1,
+        1,
+        2,
+    ]
+    as_undisturbed()
