@@ -112,9 +112,7 @@ def test_a_job_that_fails_for_good_leaves_the_rest_done_and_a_gap(
     assert "missing cells marked: results/small/tables" in log
     assert len(list(workflow.folder.glob("failed-*"))) == 3  # retries: 2
     assert len(begun(workflow, "judge", "end")) == 1
-    assert [e.command for e in begun(workflow, "tables")][0].endswith(
-        "--undone results/small/logs/undone.json"
-    )
+    assert begun(workflow, "tables")[0].command.endswith("--undone results/small/logs/undone.json")
     (workflow.folder / "trouble").unlink()
     with running(workflow, cluster) as run:
         run.well()
