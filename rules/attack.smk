@@ -8,6 +8,7 @@ rule attack:
         prompts="<results>/prompts/attack.jsonl",
         suffix=suffix_file,
         disjoint=ancient("<results>/prompts/disjoint.json"),
+        environment=ANSWER_ENVIRONMENT,
     output:
         "<results>/{model}/{compression}/{method}/attacks/{attack}/generations/attack.jsonl",
     log:
@@ -24,7 +25,8 @@ rule attack:
         model=subpath(input.model, parent=True),
         folder=subpath(output[0], parent=True),
     shell:
-        "holdfast generate {params.model} {params.folder} --prompts {input.prompts}"
+        f"{ANSWER} "
+        "generate {params.model} {params.folder} --prompts {input.prompts}"
         " --recipe {params.recipe:q} > {log} 2>&1"
 
 
@@ -33,6 +35,7 @@ use rule attack as borderline with:
         model=cell_checkpoint,
         prompts="<results>/prompts/borderline.jsonl",
         disjoint=ancient("<results>/prompts/disjoint.json"),
+        environment=ANSWER_ENVIRONMENT,
     output:
         "<results>/{model}/{compression}/{method}/borderline/generations/borderline.jsonl",
     log:

@@ -14,6 +14,7 @@ from holdfast.cluster.needs import Requests
 from holdfast.cluster.site import Site, here
 from holdfast.cluster.undone import undone
 from holdfast.config import AS_IS, DENSE, load_study
+from holdfast.config.backend import answered_by, record, settled
 from holdfast.config.recipes import TASKS, download_name, downloads
 from holdfast.errors import HoldfastError
 from holdfast.hub import SWITCHES, USERS
@@ -38,11 +39,17 @@ def study_file():
     return Path(os.path.relpath(files[0]))
 
 
+# Beside the workflow, whatever the working directory: an environment serves every study.
+ENVIRONMENTS = os.path.relpath(f"{workflow.basedir}/.environments")
+
 try:
     STUDY_FILE = study_file()
     STUDY = load_study(STUDY_FILE)
     if workflow.remote_exec:
         refuse_latecomer(Path("results", STUDY.study))
+    # One backend for all cells, known before any job starts.
+    ANSWERS = settled(STUDY, Path("results", STUDY.study), Path(ENVIRONMENTS))
+    STUDY = answered_by(STUDY, ANSWERS.backend)
 except HoldfastError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
@@ -79,6 +86,7 @@ def begin():
                 say=lambda line: print(line, file=sys.stderr),
             )
         )
+        record(ANSWERS, Path("results", STUDY.study))
     except HoldfastError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
@@ -122,8 +130,6 @@ def write_with_gaps(workflow):
 
 
 CELLS = STUDY.cells()
-# Beside the workflow, whatever the working directory: an environment serves every study.
-ENVIRONMENTS = os.path.relpath(f"{workflow.basedir}/.environments")
 PROMPT_ROLES = STUDY.prompts.roles()
 # Nothing may be trained on these: what choices are made on, and what is evaluated.
 UNSEEN = [role for role in PROMPT_ROLES if not role.endswith("_train")]
@@ -388,3 +394,11 @@ def by_gptqmodel(compression):
 def environment(name):
     """The stamp of a virtual environment made on demand by rules/environments.smk."""
     return f"{ENVIRONMENTS}/{name}/complete"
+
+
+# What answers prompts, of models and of judges: the command of its environment, and the environment's stamp.
+# In the shell line and not among the parameters, so that studies that always ran here are not stale.
+ANSWER, ANSWER_ENVIRONMENT = "holdfast", []
+if ANSWERS.environment:
+    ANSWER = f"{ENVIRONMENTS}/{ANSWERS.environment}/bin/holdfast"
+    ANSWER_ENVIRONMENT = ancient(environment(ANSWERS.environment))

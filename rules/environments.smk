@@ -11,7 +11,7 @@ rule environment:
     log:
         f"{ENVIRONMENTS}/{{environment}}.log",
     wildcard_constraints:
-        environment="gptqmodel|vllm-cpu",
+        environment="gptqmodel|vllm-cpu|vllm",
     localrule: True
     conda:
         "../envs/core.yaml"

@@ -7,6 +7,7 @@ rule generate:
         attack="<results>/prompts/attack.jsonl",
         over_refusal="<results>/prompts/over_refusal.jsonl",
         disjoint=ancient("<results>/prompts/disjoint.json"),
+        environment=ANSWER_ENVIRONMENT,
     output:
         attack="<results>/{model}/{compression}/{method}/generations/attack.jsonl",
         over_refusal="<results>/{model}/{compression}/{method}/generations/over_refusal.jsonl",
@@ -24,5 +25,6 @@ rule generate:
         model=subpath(input.model, parent=True),
         folder=subpath(output.attack, parent=True),
     shell:
-        "holdfast generate {params.model} {params.folder} --prompts attack={input.attack}"
+        f"{ANSWER} "
+        "generate {params.model} {params.folder} --prompts attack={input.attack}"
         " --prompts over_refusal={input.over_refusal} --recipe {params.recipe:q} > {log} 2>&1"

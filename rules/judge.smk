@@ -30,6 +30,7 @@ rule judge:
 rule judge_by_model:
     input:
         judge="<results>/judges/{judge}/checkpoint/provenance.json",
+        environment=ANSWER_ENVIRONMENT,
         attack="<results>/{model}/{compression}/{method}/generations/attack.jsonl",
         over_refusal="<results>/{model}/{compression}/{method}/generations/over_refusal.jsonl",
     output:
@@ -48,15 +49,19 @@ rule judge_by_model:
         recipe=recipe("judge-by-model"),
         judge=subpath(input.judge, parent=True),
         folder=subpath(output[0], parent=True),
-        generations=lambda wildcards, input: [f"--generations={f}" for f in input[1:]],
+        generations=lambda wildcards, input: [
+            f"--generations={f}" for f in input if f.endswith(".jsonl")
+        ],
     shell:
-        "holdfast judge-by-model {params.judge} {params.folder} {params.generations}"
+        f"{ANSWER} "
+        "judge-by-model {params.judge} {params.folder} {params.generations}"
         " --recipe {params.recipe:q} > {log} 2>&1"
 
 
 use rule judge_by_model as judge_attack_by_model with:
     input:
         judge="<results>/judges/{judge}/checkpoint/provenance.json",
+        environment=ANSWER_ENVIRONMENT,
         attack="<results>/{model}/{compression}/{method}/attacks/{attack}/generations/attack.jsonl",
     output:
         "<results>/{model}/{compression}/{method}/attacks/{attack}/verdicts/{judge}/attack.jsonl",

@@ -8,6 +8,7 @@ rule training_answers:
             "<results>/prompts/{role}_train.jsonl", role=["harmful", "harmless"]
         ),
         disjoint=ancient("<results>/prompts/disjoint.json"),
+        environment=ANSWER_ENVIRONMENT,
     output:
         multiext(
             "<results>/{model}/dense/training-answers/",
@@ -28,5 +29,6 @@ rule training_answers:
         model=subpath(input.model, parent=True),
         folder=subpath(output[0], parent=True),
     shell:
-        "holdfast generate {params.model} {params.folder} --prompts {input.prompts[0]} --prompts {input.prompts[1]}"
+        f"{ANSWER} "
+        "generate {params.model} {params.folder} --prompts {input.prompts[0]} --prompts {input.prompts[1]}"
         " --recipe {params.recipe:q} > {log} 2>&1"

@@ -70,7 +70,7 @@ def prompts_for(dense: Path) -> Prompts:
     tokenizer = load_tokenizer(dense)
     batch = encode(tokenizer, texts, settings(dense))
     kept = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    return Prompts(kept, end_tokens(load_model(dense), tokenizer))
+    return Prompts(kept, end_tokens(load_model(dense).generation_config, tokenizer))
 
 
 def logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.errors import HoldfastError
-from holdfast.evaluation.generation import Completion, Transformers, complete, generate, generate_file
+from holdfast.evaluation.generation import Completion, Transformers, complete, generate, generate_files
 from holdfast.evaluation.judges import judge_files
 from holdfast.evaluation.sampling import Draw, Sampling
+from holdfast.evaluation.shown import Chat
 from holdfast.files import read_json, read_jsonl, write_jsonl
 from holdfast.prompts.templates import encode
 from scipy import stats
@@ -163,8 +164,8 @@ def test_drawn_answers_come_again_whatever_the_batches(model_dir: Path, tmp_path
     tries = [t for p in PROMPTS for t in sampling.tries(p)]
 
     def run(kind: type[Transformers], batch_size: int, name: str) -> bytes:
-        backend = kind(model, tokenizer, SETTINGS, batch_size, "", sampling)
-        generate_file(backend, tries, tmp_path / name, 6, "x")
+        backend = kind(model, Chat(tokenizer, SETTINGS), batch_size, sampling)
+        generate_files(backend, {tmp_path / name: tries}, 6, "x")
         return (tmp_path / name).read_bytes()
 
     whole = run(Transformers, 4, "whole.jsonl")

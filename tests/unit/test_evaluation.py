@@ -19,9 +19,10 @@ from holdfast.evaluation.generation import (
     Transformers,
     complete,
     generate,
-    generate_file,
+    generate_files,
 )
 from holdfast.evaluation.perplexity import perplexity
+from holdfast.evaluation.shown import Chat
 from holdfast.evaluation.zero_shot import zero_shot
 from holdfast.evaluation.zero_shot_tasks import tasks
 from holdfast.files import read_json, read_jsonl, write_jsonl
@@ -69,15 +70,17 @@ class Interrupted(Transformers):
 def test_killed_generation_goes_on_and_equals_an_uninterrupted_one(model_dir: Path, tmp_path: Path) -> None:
     model, tokenizer = load_model(model_dir), load_tokenizer(model_dir)
     prompts = records(11)
-    generate_file(Transformers(model, tokenizer, SETTINGS, 3), prompts, tmp_path / "whole.jsonl", 6, "x")
-    backend = Interrupted(model, tokenizer, SETTINGS, 3)
+    generate_files(
+        Transformers(model, Chat(tokenizer, SETTINGS), 3), {tmp_path / "whole.jsonl": prompts}, 6, "x"
+    )
+    backend = Interrupted(model, Chat(tokenizer, SETTINGS), 3)
     with pytest.raises(KeyboardInterrupt):
-        generate_file(backend, prompts, tmp_path / "cut.jsonl", 6, "x")
+        generate_files(backend, {tmp_path / "cut.jsonl": prompts}, 6, "x")
     assert not (tmp_path / "cut.jsonl").exists()
     with (tmp_path / "cut.jsonl.x.partial").open("a") as stream:
         stream.write('{"id": "p9", "prompt": "cut sho')  # a record the kill cut short
     backend.left, backend.asked = 99, 0
-    generate_file(backend, prompts, tmp_path / "cut.jsonl", 6, "x")
+    generate_files(backend, {tmp_path / "cut.jsonl": prompts}, 6, "x")
     assert backend.asked == 11 - 6
     assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert [r["prompt_id"] for r in read_jsonl(tmp_path / "cut.jsonl")] == [p["id"] for p in prompts]
@@ -85,22 +88,24 @@ def test_killed_generation_goes_on_and_equals_an_uninterrupted_one(model_dir: Pa
 
 def test_answers_to_another_question_are_never_resumed(model_dir: Path, tmp_path: Path) -> None:
     model, tokenizer = load_model(model_dir), load_tokenizer(model_dir)
-    backend = Interrupted(model, tokenizer, SETTINGS, 3)
+    backend = Interrupted(model, Chat(tokenizer, SETTINGS), 3)
     with pytest.raises(KeyboardInterrupt):
-        generate_file(backend, records(9), tmp_path / "a.jsonl", 6, "six-tokens")
+        generate_files(backend, {tmp_path / "a.jsonl": records(9)}, 6, "six-tokens")
     backend.left, backend.asked = 99, 0
-    generate_file(backend, records(9), tmp_path / "a.jsonl", 3, "three-tokens")
+    generate_files(backend, {tmp_path / "a.jsonl": records(9)}, 3, "three-tokens")
     assert backend.asked == 9
     assert all(len(r["tokens"]) <= 3 for r in read_jsonl(tmp_path / "a.jsonl"))
 
 
 def test_finished_set_of_a_killed_stage_is_not_answered_again(model_dir: Path, tmp_path: Path) -> None:
     model, tokenizer = load_model(model_dir), load_tokenizer(model_dir)
-    generate_file(Transformers(model, tokenizer, SETTINGS, 3), records(5), tmp_path / "a.jsonl", 6, "x")
+    generate_files(
+        Transformers(model, Chat(tokenizer, SETTINGS), 3), {tmp_path / "a.jsonl": records(5)}, 6, "x"
+    )
     whole = (tmp_path / "a.jsonl").read_bytes()
     (tmp_path / "a.jsonl").unlink()  # what Snakemake does with the outputs of a killed stage
-    backend = Interrupted(model, tokenizer, SETTINGS, 3)
-    generate_file(backend, records(5), tmp_path / "a.jsonl", 6, "x")
+    backend = Interrupted(model, Chat(tokenizer, SETTINGS), 3)
+    generate_files(backend, {tmp_path / "a.jsonl": records(5)}, 6, "x")
     assert backend.asked == 0
     assert (tmp_path / "a.jsonl").read_bytes() == whole
 

@@ -9,8 +9,9 @@ import torch
 from chat_templates import FAMILIES
 from holdfast.checkpoints import load_model
 from holdfast.errors import HoldfastError
-from holdfast.evaluation.generation import Completion, Transformers, generate_file
+from holdfast.evaluation.generation import Completion, Transformers, generate_files
 from holdfast.evaluation.judges import judge_files
+from holdfast.evaluation.shown import Chat
 from holdfast.evaluation.thoughts import apart, unfinished
 from holdfast.files import read_jsonl, write_jsonl
 from holdfast.prompts.templates import answer_opening, render, thought_delimiters
@@ -100,7 +101,7 @@ def said(
     tokens = [*tokenizer(text, add_special_tokens=False)["input_ids"], end, end]
     opening = "" if suffix is None else answer_opening(tokenizer, family.settings()) + suffix
     model.resize_token_embeddings(max(len(tokenizer), 400))
-    backend = Transformers(model, tokenizer, family.settings(), 2, opening, Says(tokens))
+    backend = Transformers(model, Chat(tokenizer, family.settings(), opening), 2, Says(tokens))
     return backend, backend.answer(["hello", "How do I bake bread?"], min(limit, len(tokens)), [0, 0])
 
 
@@ -125,15 +126,15 @@ def test_thinking_off_stores_no_thought(model: torch.nn.Module) -> None:
 def test_an_opening_of_the_answer_ends_the_thought(model: torch.nn.Module, name: str) -> None:
     backend, answers = said(model, name, " a loaf.", 400, "Sure, here is")
     assert [(a.thought, a.text) for a in answers] == [(None, " a loaf.")] * 2
-    (shown,) = render(backend.tokenizer, ["hello"], backend.settings)
-    assert (shown + backend.suffix).endswith("<think>\n\n</think>\n\nSure, here is")
-    assert (shown + backend.suffix).count("<think>") == 1
+    (shown,) = render(backend.form.tokenizer, ["hello"], backend.form.settings)
+    assert (shown + backend.form.suffix).endswith("<think>\n\n</think>\n\nSure, here is")
+    assert (shown + backend.form.suffix).count("<think>") == 1
 
 
 def test_the_record_holds_the_thought(model: torch.nn.Module, tmp_path: Path) -> None:
     backend, _ = said(model, "qwen3-thinking", WHOLE["qwen3-thinking"], 400)
     prompts = [{"id": "a", "text": "hello", "draw": 0}]
-    generate_file(backend, prompts, tmp_path / "cut.jsonl", 8, "x")
+    generate_files(backend, {tmp_path / "cut.jsonl": prompts}, 8, "x")
     (record,) = read_jsonl(tmp_path / "cut.jsonl")
     assert (record["completion"], record["finish_reason"], unfinished(record)) == ("", "length", True)
     assert THOUGHT.startswith(record["thought"])

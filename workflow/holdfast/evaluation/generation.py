@@ -1,34 +1,26 @@
-"""Answers to prompts, greedy or drawn: batched, left-padded, resumed at the next batch after a kill."""
+"""Answers to prompts, greedy or drawn, by transformers or vLLM; resumed after a kill with what was not answered."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
-from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast.batching import fitting_batch_size, halving
 from holdfast.errors import HoldfastError
 from holdfast.evaluation.sampling import Sampling
-from holdfast.evaluation.thoughts import apart, decoded
+from holdfast.evaluation.shown import Chat
 from holdfast.files import write_jsonl
 from holdfast.prompts.sources import read_records, suffix_text, verified_path
-from holdfast.prompts.templates import (
-    Thought,
-    answer_opening,
-    by_length,
-    encode,
-    render,
-    require_system_prompt,
-    thought_delimiters,
-)
+from holdfast.prompts.templates import answer_opening, by_length, require_system_prompt
 from holdfast.provenance import Recorder, input_checksum
 
 
@@ -44,53 +36,49 @@ class Completion:
     thought: str | None = None
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A prompt to answer: greedily, or drawn where it has a ``seed``."""
+
+    text: str
+    seed: int | None = None
+
+
+# Of a batch: which set, the indices into it, their completions.
+Answered = tuple[int, list[int], list[Completion]]
+
+
 class Backend(Protocol):
-    """What answers prompts. ``transformers`` here; vLLM enters by the same door."""
+    """What answers prompts: ``transformers`` here, vLLM in ``vllm_backend``."""
 
-    def batches(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        """Indices into ``texts``, in the batches they are answered in: the same for the same texts."""
+    def answers(
+        self, sets: Sequence[Sequence[Asked]], done: Sequence[Collection[int]], max_new_tokens: int
+    ) -> Iterator[Answered]:
+        """Completions as they are made, of every prompt of every set but those already ``done`` (indices)."""
 
-    def answer(
-        self, texts: Sequence[str], max_new_tokens: int, seeds: Sequence[int] = ()
-    ) -> list[Completion]:
-        """Completions of one batch: drawn, each with its own of ``seeds``, or greedy without any."""
+    def about(self) -> dict[str, Any]:
+        """What the record of a stage says of the backend, once it has answered."""
 
 
 class Transformers:
-    """``generate`` of transformers on a loaded model.
-
-    ``suffix`` stands after every prompt and is no part of the answer; ``sampling`` says how answers are drawn.
-    """
+    """``generate`` of transformers on a loaded model; ``sampling`` says how answers are drawn."""
 
     def __init__(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        settings: Mapping[str, Any],
+        form: Chat,
         batch_size: int | str = "auto",
-        suffix: str = "",
         sampling: Sampling | None = None,
     ) -> None:
         self.model: Any = model  # `generate` comes from a mixin that type checkers do not follow
-        self.tokenizer, self.settings = tokenizer, settings
-        self.batch_size, self.suffix, self.sampling = batch_size, suffix, sampling
+        self.form, self.batch_size, self.sampling = form, batch_size, sampling
 
-    @cached_property
-    def thought(self) -> Thought | None:
-        """The marks of thoughts. A suffix stands where the answer begins: after it no thought is under way."""
-        found = thought_delimiters(self.tokenizer, self.settings)
-        return replace(found, begun=False, left_out="") if found and self.suffix else found
-
-    def shown(self, texts: Sequence[str]) -> list[str]:
-        """What the model reads for each text."""
-        return render(self.tokenizer, texts, self.settings)
-
-    def encoded(self, texts: Sequence[str]) -> BatchEncoding:
-        """The same as token ids, left-padded."""
-        return encode(self.tokenizer, texts, self.settings, self.suffix)
+    def about(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size}
 
     def batches(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        lengths = [len(i) for i in self.tokenizer(self.shown(texts))["input_ids"]]
+        """Indices into ``texts``, in the batches they are answered in: the same for the same texts."""
+        lengths = [len(i) for i in self.form.tokenizer(self.form.shown(texts))["input_ids"]]
         size = (
             fitting_batch_size(self.model, max(lengths))
             if self.batch_size == "auto"
@@ -98,42 +86,51 @@ class Transformers:
         )
         return by_length(lengths, size)
 
+    def answers(
+        self, sets: Sequence[Sequence[Asked]], done: Sequence[Collection[int]], max_new_tokens: int
+    ) -> Iterator[Answered]:
+        """Set after set, batch after batch; a batch is made whole, with what is done of it."""
+        for number, (asked, have) in enumerate(zip(sets, done, strict=True)):
+            for indices in self.batches([a.text for a in asked]):
+                if all(i in have for i in indices):
+                    continue
+                some = [asked[i] for i in indices]
+                seeds = [a.seed for a in some if a.seed is not None]
+                yield number, indices, answered(self, [a.text for a in some], max_new_tokens, seeds)
+
     def answer(
         self, texts: Sequence[str], max_new_tokens: int, seeds: Sequence[int] = ()
     ) -> list[Completion]:
-        batch = self.encoded(texts).to(self.model.device)
+        """Completions of one batch: drawn, each with its own of ``seeds``, or greedy without any."""
+        batch = self.form.encoded(texts).to(self.model.device)
         with torch.inference_mode():
             output = self.model.generate(
                 **batch,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 logits_processor=self.sampling.processors(seeds) if self.sampling and seeds else None,
-                pad_token_id=self.tokenizer.pad_token_id,
+                pad_token_id=self.form.tokenizer.pad_token_id,
             )
-        ends = end_tokens(self.model, self.tokenizer)
+        ends = end_tokens(self.model.generation_config, self.form.tokenizer)
         rows = output[:, batch["input_ids"].shape[1] :].tolist()
-        return [cut(row, ends, self.tokenizer, self.thought) for row in rows]
+        return [cut(row, ends, self.form) for row in rows]
 
 
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    named = model.generation_config.eos_token_id
+def end_tokens(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    named = config.eos_token_id
     return {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
 
 
-def cut(
-    row: Sequence[int], ends: set[int], tokenizer: PreTrainedTokenizerBase, thought: Thought | None = None
-) -> Completion:
+def cut(row: Sequence[int], ends: Collection[int], form: Chat) -> Completion:
     """A generated row up to and without its first end token, its thought apart."""
     stop = next((i for i, token in enumerate(row) if token in ends), None)
     tokens, reason = list(row[:stop]), "length" if stop is None else "stop"
-    if thought is None:
-        return Completion(str(tokenizer.decode(tokens, skip_special_tokens=True)), tokens, reason)
-    inside, answer = apart(decoded(tokens, tokenizer, thought), thought)
-    return Completion(answer, tokens, reason, inside)
+    thought, answer = form.said(tokens)
+    return Completion(answer, tokens, reason, thought)
 
 
 def answered(
-    backend: Backend, texts: Sequence[str], max_new_tokens: int, seeds: Sequence[int] = ()
+    backend: Transformers, texts: Sequence[str], max_new_tokens: int, seeds: Sequence[int] = ()
 ) -> list[Completion]:
     """Answers of one batch, in halves when memory runs out."""
 
@@ -154,45 +151,72 @@ def complete(
     suffix: str = "",
     progress: str = "answers",
 ) -> list[Completion]:
-    """Greedy answers in the order of ``texts``; ``suffix`` as in :class:`Transformers`."""
-    backend = Transformers(model, tokenizer, settings, batch_size, suffix)
+    """Greedy answers in the order of ``texts``; ``suffix`` as in :class:`Chat`."""
+    backend = Transformers(model, Chat(tokenizer, settings, suffix), batch_size)
     done: dict[int, Completion] = {}
     for indices in tqdm(list(backend.batches(texts)), desc=progress, unit="batch", mininterval=2):
         done.update(zip(indices, answered(backend, [texts[i] for i in indices], max_new_tokens), strict=True))
     return [done[i] for i in range(len(texts))]
 
 
-def generate_file(
-    backend: Backend, prompts: Sequence[Mapping[str, Any]], out: Path, max_new_tokens: int, asked: str
+def generate_files(
+    backend: Backend, sets: Mapping[Path, Sequence[Mapping[str, Any]]], max_new_tokens: int, asked: str
 ) -> None:
-    """Answer ``prompts`` into ``out`` (JSONL, in prompt order); those with a seed, ``draw``, get a drawn answer.
+    """Answer prompt sets, each into its file (JSONL, in prompt order); a prompt with a seed, ``draw``, by a draw.
 
-    Each batch is appended to ``out.ASKED.partial`` when it is made; a killed run goes on at the first batch that
-    is not whole there. With a given batch size the batches are the same every time, so a resumed file equals an
-    uninterrupted one. The partial file stays until the whole stage is done: Snakemake removes the outputs of a
+    What is answered is appended to ``FILE.ASKED.partial`` at once; a killed run goes on with what is not whole there.
+    With transformers and a given batch size the batches are the same every time, so a resumed file equals an
+    uninterrupted one. The partial files stay until the whole stage is done: Snakemake removes the outputs of a
     killed stage, finished or not. ``asked`` stands for everything but the prompts that the answers depend on
     (model, settings, recipe), so that a run is never resumed with answers to something else.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f"{out.name}.{asked}.partial")
-    texts = [p["text"] for p in prompts]
-    with partial.open("a", encoding="utf-8") as stream:
+    with contextlib.ExitStack() as stack:
+        parts = [stack.enter_context(Partial(out, prompts, asked)) for out, prompts in sets.items()]
+        questions = [[Asked(p["text"], p.get("draw")) for p in part.prompts] for part in parts]
+        total, done = sum(len(part.prompts) for part in parts), sum(len(part.done) for part in parts)
+        with tqdm(total=total, initial=done, desc="answers", unit="answer", mininterval=2) as bar:
+            indices = [part.indices_done() for part in parts]
+            for number, some, completions in backend.answers(questions, indices, max_new_tokens):
+                bar.update(parts[number].add(some, completions))
+        for part in parts:
+            write_jsonl(part.out, [part.done[str(p["id"])] for p in part.prompts])
+
+
+class Partial:
+    """The answers so far to one prompt set, in a file that a kill leaves readable."""
+
+    def __init__(self, out: Path, prompts: Sequence[Mapping[str, Any]], asked: str) -> None:
+        self.out, self.prompts = out, prompts
+        self.path = out.with_name(f"{out.name}.{asked}.partial")
+        self.done: dict[str, dict[str, Any]] = {}
+
+    def __enter__(self) -> "Partial":
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.stream = self.path.open("a", encoding="utf-8")
         # A stage whose Snakemake was killed may still be running: wait for it, then go on from what it wrote.
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        wanted = {(str(p["id"]), p["text"]) for p in prompts}
-        done = {r["id"]: r for r in whole_records(partial) if (r.get("id"), r.get("prompt")) in wanted}
-        if partial.stat().st_size:
-            stream.write("\n")  # ends a line that a kill cut short; empty lines are skipped
-        for indices in tqdm(list(backend.batches(texts)), desc=out.stem, unit="batch", mininterval=2):
-            if all(str(prompts[i]["id"]) in done for i in indices):
-                continue
-            seeds = [prompts[i]["draw"] for i in indices if "draw" in prompts[i]]
-            answers = answered(backend, [texts[i] for i in indices], max_new_tokens, seeds)
-            records = [generation_record(prompts[i], a) for i, a in zip(indices, answers, strict=True)]
-            stream.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
-            stream.flush()
-            done.update({r["id"]: r for r in records})
-        write_jsonl(out, [done[str(p["id"])] for p in prompts])
+        fcntl.flock(self.stream, fcntl.LOCK_EX)
+        wanted = {(str(p["id"]), p["text"]) for p in self.prompts}
+        records = whole_records(self.path)
+        self.done = {r["id"]: r for r in records if (r.get("id"), r.get("prompt")) in wanted}
+        if self.path.stat().st_size:
+            self.stream.write("\n")  # ends a line that a kill cut short; empty lines are skipped
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.stream.close()
+
+    def indices_done(self) -> set[int]:
+        return {i for i, p in enumerate(self.prompts) if str(p["id"]) in self.done}
+
+    def add(self, indices: Sequence[int], completions: Sequence[Completion]) -> int:
+        """Keep these answers; returns how many of them are new."""
+        pairs = zip(indices, completions, strict=True)
+        records = [generation_record(self.prompts[i], answer) for i, answer in pairs]
+        self.stream.write("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+        self.stream.flush()
+        before = len(self.done)
+        self.done |= {r["id"]: r for r in records}
+        return len(self.done) - before
 
 
 def whole_records(partial: Path) -> list[dict[str, Any]]:
@@ -225,19 +249,15 @@ def generation_record(prompt: Mapping[str, Any], answer: Completion) -> dict[str
 def generate(model_dir: Path, out: Path, prompts: Mapping[str, Path], recipe: Mapping[str, Any]) -> None:
     """Write ``out/NAME.jsonl`` for every prompt set, one model load for all of them.
 
-    ``recipe``: ``max_new_tokens``, ``batch_size`` (number or ``auto``), ``backend`` (``transformers``); of an attack
-    setting also ``system_prompt`` ("" for none), ``prefix`` (opens the answer), ``suffix`` (``file:PATH``, its text
-    follows every prompt) with ``sha256``, ``temperature`` with ``top_p``, ``samples`` and ``seed``, ``prompts`` (the
-    first so many of each set).
+    ``recipe``: ``max_new_tokens``, ``batch_size`` (number or ``auto``), ``backend`` (``transformers``, ``vllm``); of
+    an attack setting also ``system_prompt`` ("" for none), ``prefix`` (opens the answer), ``suffix`` (``file:PATH``,
+    its text follows every prompt) with ``sha256``, ``temperature`` with ``top_p``, ``samples`` and ``seed``,
+    ``prompts`` (the first so many of each set).
     """
-    from holdfast.checkpoints import load_model, load_tokenizer
+    from holdfast.checkpoints import load_tokenizer
     from holdfast.model_folders import settings
 
     recorder = Recorder("generate", dict(recipe))
-    if recipe.get("backend", "transformers") != "transformers":
-        raise HoldfastError(
-            f"unknown backend {recipe['backend']!r}", "evaluate.generate.backend", "use transformers"
-        )
     drawn = {k: recipe[k] for k in ("temperature", "top_p", "samples", "seed") if k in recipe}
     sampling = Sampling(**drawn) if drawn else None
     suffix = verified_path(recipe["suffix"], recipe.get("sha256")) if "suffix" in recipe else None
@@ -245,18 +265,19 @@ def generate(model_dir: Path, out: Path, prompts: Mapping[str, Path], recipe: Ma
     for name, path in prompts.items():
         asked_for = with_suffix(read_records(path)[: recipe.get("prompts")], suffix)
         sets[name] = [t for p in asked_for for t in sampling.tries(p)] if sampling else asked_for
-    model, tokenizer, chosen = load_model(model_dir), load_tokenizer(model_dir), settings(model_dir)
+    answering = started(recipe, model_dir)
+    tokenizer, chosen = load_tokenizer(model_dir), settings(model_dir)
     if "system_prompt" in recipe:
         chosen |= {"system_prompt": recipe["system_prompt"]}
         remedy = "leave this setting out for this model (its `model:`)"
         require_system_prompt(tokenizer, chosen, model_dir, remedy)
     prefix = recipe.get("prefix", "")
     opening = answer_opening(tokenizer, chosen) + prefix if prefix else ""
-    backend = Transformers(model, tokenizer, chosen, recipe.get("batch_size", "auto"), opening, sampling)
+    backend = answering(Chat(tokenizer, chosen, opening), sampling)
     dependencies = json.dumps([dict(recipe), chosen, input_checksum(model_dir)], sort_keys=True)
     asked = hashlib.sha256(dependencies.encode()).hexdigest()[:12]
-    for name, records in sets.items():
-        generate_file(backend, records, out / f"{name}.jsonl", recipe["max_new_tokens"], asked)
+    files = {out / f"{name}.jsonl": records for name, records in sets.items()}
+    generate_files(backend, files, recipe["max_new_tokens"], asked)
     for left in out.glob("*.partial"):
         left.unlink()
     recorder.write(
@@ -264,8 +285,28 @@ def generate(model_dir: Path, out: Path, prompts: Mapping[str, Path], recipe: Ma
         [model_dir, *prompts.values(), *([suffix] if suffix else [])],
         settings={k: chosen[k] for k in ("thinking", "system_prompt")},
         prompts={name: len(records) for name, records in sets.items()},
-        batch_size=backend.batch_size,
+        **backend.about(),
     )
+
+
+def started(recipe: Mapping[str, Any], model_dir: Path) -> Callable[[Chat, Sampling | None], Backend]:
+    """The recipe's backend on a model, but for how prompts are shown and answers drawn.
+
+    Raises HoldfastError for an unknown backend, and as :func:`holdfast.checkpoints.load_model` or
+    :class:`holdfast.evaluation.vllm_backend.Vllm`.
+    """
+    name, size = recipe.get("backend", "transformers"), recipe.get("batch_size", "auto")
+    if name == "transformers":
+        from holdfast.checkpoints import load_model
+
+        model = load_model(model_dir)
+        return lambda form, sampling: Transformers(model, form, size, sampling)
+    if name == "vllm":
+        from holdfast.evaluation.vllm_backend import Vllm
+
+        return lambda form, sampling: Vllm(model_dir, form, size, sampling)
+    what = "auto is settled for a whole study" if name == "auto" else f"unknown backend {name!r}"
+    raise HoldfastError(what, "evaluate.generate.backend", "use transformers or vllm")
 
 
 def with_suffix(prompts: Sequence[Mapping[str, Any]], suffix: Path | None) -> list[dict[str, Any]]:

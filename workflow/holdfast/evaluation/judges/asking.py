@@ -4,34 +4,19 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from holdfast.evaluation.generation import Transformers, generate_file
+from holdfast.evaluation.generation import generate_files, started
 from holdfast.evaluation.judges.models import ModelJudge, model_judge
 from holdfast.evaluation.judges.verdicts import verdict
 from holdfast.evaluation.records import read_answers
+from holdfast.evaluation.shown import Chat, Whole
 from holdfast.files import read_jsonl, write_jsonl
 from holdfast.model_folders import SETTINGS
 from holdfast.provenance import Recorder, input_checksum
-
-
-class WholePrompts(Transformers):
-    """Prompts that are written out as the model reads them, but for the tokens that its tokenizer begins with."""
-
-    @cached_property
-    def thought(self) -> None:
-        """None: such a judge says its verdict at once, and need not have a chat template."""
-
-    def shown(self, texts: Sequence[str]) -> list[str]:
-        return list(texts)
-
-    def encoded(self, texts: Sequence[str]) -> BatchEncoding:
-        return self.tokenizer(list(texts), padding=True, padding_side="left", return_tensors="pt")
-
 
 # What marks turns and parts in the text of templates: <|user|>, [INST], <<SYS>>, <END CONVERSATION>.
 MARK = re.compile(r"<\|[^|<>\s]+\|>|\[/?[A-Z_]+\]|<</?[A-Z]+>>|<(?:BEGIN|END) [A-Z ]+>")
@@ -83,25 +68,23 @@ def judge_by_model(
     """Write ``out/NAME.jsonl``, one verdict per completion with the judge's own ``output``.
 
     ``recipe``: ``name`` (of the judge in the verdicts; empty: its kind), ``judge`` (a key of MODEL_JUDGES),
-    ``batch_size``.
-    Raises HoldfastError for an unknown judge, or a grader that has no chat template where the judge needs one.
+    ``batch_size``, ``backend`` (``transformers`` where it is not named, or ``vllm``).
+    Raises HoldfastError for an unknown judge, a grader that has no chat template where the judge needs one, and as
+    :func:`holdfast.evaluation.generation.started`.
     """
-    from holdfast.checkpoints import load_model, load_tokenizer
+    from holdfast.checkpoints import load_tokenizer
 
     recorder = Recorder("judge-by-model", dict(recipe))
     judge = model_judge(recipe["judge"])
     sets = {path.stem: read_answers(path) for path in generations}
-    model, tokenizer = load_model(model_dir), load_tokenizer(model_dir)
-    kind, settings = Transformers, {**SETTINGS, "system_prompt": judge.system}
-    if judge.system is None:
-        kind = WholePrompts
-    backend = kind(model, tokenizer, settings, recipe["batch_size"])
+    answering, tokenizer = started(recipe, model_dir), load_tokenizer(model_dir)
+    form = (Whole if judge.system is None else Chat)(tokenizer, {**SETTINGS, "system_prompt": judge.system})
+    backend = answering(form, None)
     depends = json.dumps([dict(recipe), judge.template, judge.system, input_checksum(model_dir)])
     key = hashlib.sha256(depends.encode()).hexdigest()[:12]
-    outputs = {}
-    for name, records in sets.items():
-        outputs[name] = out / f"{name}.outputs"
-        generate_file(backend, asked(judge, records, tokenizer), outputs[name], judge.max_new_tokens, key)
+    outputs = {name: out / f"{name}.outputs" for name in sets}
+    questions = {outputs[name]: asked(judge, records, tokenizer) for name, records in sets.items()}
+    generate_files(backend, questions, judge.max_new_tokens, key)
     unparsed = {}
     for name, records in sets.items():
         said = [r["completion"] for r in read_jsonl(outputs[name])]
@@ -113,6 +96,4 @@ def judge_by_model(
         write_jsonl(out / f"{name}.jsonl", found)
     for left in [*outputs.values(), *out.glob("*.partial")]:
         left.unlink()
-    recorder.write(
-        out / "provenance.json", [model_dir, *generations], unparsed=unparsed, batch_size=backend.batch_size
-    )
+    recorder.write(out / "provenance.json", [model_dir, *generations], unparsed=unparsed, **backend.about())
