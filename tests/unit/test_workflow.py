@@ -370,6 +370,53 @@ def test_auto_gptq_is_compressed_in_its_own_environment(tmp_path: Path) -> None:
     assert dict((name, command) for command, name in commands) == {"auto": environment, "here": "holdfast"}
 
 
+def test_answers_by_vllm_come_from_its_own_environment(
+    finished: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOLDFAST_VLLM", "vllm")
+    folder, config = tmp_path / "copy", study()
+    shutil.copytree(finished.folder, folder, symlinks=True)
+    with_judge(config)
+    config["evaluate"] |= {"generate": {"backend": "vllm"}, "attacks": {"bare": {"system_prompt": ""}}}
+    workflow = Workflow(folder)
+    workflow.write(config)
+    asked = ("generate", "judge", "attack", "judge_attack", "judge_by_model", "judge_attack_by_model")
+    environment = {} if (ROOT / ".environments/vllm/complete").is_file() else {"environment": 1}
+    # All of them anew, and nothing that does not hang on answers.
+    assert workflow.planned() == {"fetch_judge": 1, **environment, **dict.fromkeys(asked, 7), **SUMMED_UP}
+    run = workflow.snakemake("--dry-run", "--printshellcmds", "--quiet", "host")
+    commands = re.findall(r"(\S*holdfast) (generate|judge-by-model|judge) ", run.stdout + run.stderr)
+    there = os.path.relpath(ROOT / ".environments/vllm/bin/holdfast", folder.resolve())
+    assert {stage: command for command, stage in commands} == {
+        "generate": there,
+        "judge-by-model": there,
+        "judge": "holdfast",
+    }
+    config["compressions"]["four"] = {"quantize": "nf4"}
+    workflow.write(config)
+    run = workflow.snakemake("--dry-run")
+    assert run.returncode == 2
+    assert "evaluate.generate.backend: vLLM cannot answer in tiny/four/as-is: bitsandbytes" in run.stderr
+    assert "Traceback" not in run.stdout + run.stderr
+
+
+def test_the_settled_backend_is_kept_beside_the_results(tmp_path: Path) -> None:
+    workflow, config = new_workflow(tmp_path / "fresh"), study(methods={"as-is": {}})
+    config["compressions"] = {"dense": {}, "four": {"quantize": "nf4"}}
+    config["evaluate"]["generate"] = {"backend": "auto"}
+    workflow.write(config)
+    assert workflow.planned()["generate"] == 2
+    assert not (workflow.folder / "results/small/backend.json").exists()  # planned only
+    run = workflow.snakemake("--cores", "2", "--quiet", "all")
+    assert run.returncode == 0, run.stdout + run.stderr
+    kept = json.loads((workflow.folder / "results/small/backend.json").read_text())
+    assert kept["backend"] == "transformers"
+    assert kept["reason"] == "auto: tiny/four/as-is: bitsandbytes is not in vLLM's environments"
+    shown = (workflow.folder / "results/small/tiny/four/as-is/generations/attack.jsonl").read_text()
+    assert '"backend": "transformers"' in shown
+    assert workflow.planned() == {}
+
+
 def test_a_published_checkpoint_is_brought_again_when_its_files_change(tmp_path: Path) -> None:
     workflow, config = new_workflow(tmp_path / "fresh"), study(methods={"as-is": {}})
     published = workflow.folder / "published"

@@ -14,6 +14,7 @@ import pandas as pd
 from holdfast.config.cells import AS_IS, DENSE
 from holdfast.errors import HoldfastError
 from holdfast.report.measures import ability, answers, attacks, mechanism, methods, transfer
+from holdfast.report.measures.backends import refuse_two_backends
 from holdfast.report.measures.formats import ZeroShot
 from holdfast.report.measures.reading import json_object, point
 from holdfast.report.undone import MEASURES as UNDONE
@@ -57,14 +58,15 @@ def collect(
         One row per cell and measure, columns ``COLUMNS``; shares are 0..1, missing values are NaN or NA.
 
     Raises:
-        HoldfastError: a file that exists contradicts the format, a judge has no verdicts in it, or two
-            methods of one compression were judged on different prompts.
+        HoldfastError: a file that exists contradicts the format, a judge has no verdicts in it, two
+            methods of one compression were judged on different prompts, or two backends answered.
     """
     listed = list(dict.fromkeys(cells))
     if not judges:
         raise HoldfastError("no judge named", "judges", "name at least one judge")
     undone = undone or Undone()
     with without(results, undone.files) as finished:
+        refuse_two_backends(finished, listed, attacked)
         rows = list(_rows(finished, listed, judges, stages or {}, attacked, borderline, undone))
     return typed(pd.DataFrame(rows, columns=COLUMNS))
 
