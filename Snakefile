@@ -25,6 +25,7 @@ include: "rules/generate.smk"
 include: "rules/judge.smk"
 include: "rules/attack.smk"
 include: "rules/ability.smk"
+include: "rules/discard.smk"
 include: "rules/tables.smk"
 include: "rules/figures.smk"
 include: "rules/report.smk"
@@ -37,6 +38,7 @@ rule all:
         "<results>/tables/refusal.csv",
         "<results>/figures",
         "<results>/report/index.html",
+        discarded(),
 
 
 onstart:

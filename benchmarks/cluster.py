@@ -126,7 +126,7 @@ def main() -> None:
         for jobs in arguments.jobs:
             folder = Path(scratch) / str(jobs)
             write(folder, jobs)
-            found = timed(folder, "--dry-run", "--quiet", "all")
+            found = timed(folder, "--dry-run", "--quiet", "rules", "progress")
             print(told(f"planning {jobs} jobs", found, *TARGETS[jobs]), flush=True)
         if arguments.finished:
             folder = Path(scratch) / "finished"

@@ -13,6 +13,7 @@ rule ability:
         "<logs>/{model}/{compression}/{method}/ability.log",
     benchmark:
         "<benchmarks>/{model}/{compression}/{method}/ability.tsv"
+    priority: rank(0, 2)
     conda:
         "../envs/core.yaml"
     threads: needs("threads")

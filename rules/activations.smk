@@ -13,7 +13,7 @@ rule activations:
         "<logs>/{model}/{compression}/activations.log",
     benchmark:
         "<benchmarks>/{model}/{compression}/activations.tsv"
-    priority: 1  # what most waits for goes first
+    priority: rank(1, 1)
     conda:
         "../envs/core.yaml"
     threads: needs("threads")

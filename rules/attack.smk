@@ -15,6 +15,7 @@ rule attack:
         "<logs>/{model}/{compression}/{method}/attacks/{attack}/generate.log",
     benchmark:
         "<benchmarks>/{model}/{compression}/{method}/attacks/{attack}/generate.tsv"
+    priority: rank(0, 2)
     conda:
         "../envs/core.yaml"
     threads: needs("threads")

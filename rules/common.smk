@@ -1,6 +1,7 @@
 # Which study runs, where its results go, and the functions the rules share. Light imports only: every
 # cluster job reads this again.
 import gc
+import itertools
 import json
 import os
 import re
@@ -146,6 +147,10 @@ DOWNLOADS = downloads(STUDY)  # recipes, by name
 HELD_OUT = f"results/{STUDY.study}/prompts/held_out.txt"
 # (model, compression) of every cell, each once.
 CHECKPOINTS = list(dict.fromkeys((c.model, c.compression) for c in CELLS))
+CELLS_OF = {
+    of: list(cells)
+    for of, cells in itertools.groupby(CELLS, lambda c: (c.model, c.compression))
+}
 
 
 pathvars:
@@ -382,6 +387,55 @@ def edited(cell):
 
 def compressed(compression):
     return compression != DENSE
+
+
+def rank(kept, removed):
+    """A rule's priority: what most waits for goes first; where checkpoints are removed, what is nearest to done, so
+    that few lie there at a time."""
+    return kept if STUDY.keep_checkpoints else removed
+
+
+def discarded():
+    """The records of what is removed, of every compressed and edited checkpoint."""
+    if STUDY.keep_checkpoints:
+        return []
+    of_methods = of_cells(
+        "<results>/{model}/{compression}/{method}/checkpoint/removed.json",
+        lambda cell: cell.method != AS_IS,
+    )
+    record = "<results>/{model}/{compression}/checkpoint/removed.json"
+    return of_methods + of_checkpoints(record, compressed)
+
+
+def users_of_method(wildcards):
+    return users_of_cell(dict(wildcards.items()))
+
+
+def users_of_cell(names):
+    """What is measured on a cell's checkpoint."""
+    cell = "<results>/{model}/{compression}/{method}"
+    used = [f"{cell}/generations/attack.jsonl", f"{cell}/ability/perplexity.json"]
+    used += [
+        f"{cell}/attacks/{name}/generations/attack.jsonl"
+        for name in STUDY.attacks_on(names["model"])
+    ]
+    if "borderline" in PROMPT_ROLES:
+        used.append(f"{cell}/borderline/generations/borderline.jsonl")
+    return [file.format(**names) for file in used]
+
+
+def users_of_compression(wildcards):
+    """What is measured on a compression's checkpoint, and on all that is made from it."""
+    folder = "<results>/{model}/{compression}"
+    used = [f"{folder}/direction", f"{folder}/transfer.json"]
+    used.append(f"{folder}/mediation/verdicts.jsonl")
+    found = [file.format(**wildcards) for file in used]
+    for cell in CELLS_OF[wildcards.model, wildcards.compression]:
+        found += users_of_cell(cell._asdict())
+        if cell.method != AS_IS:
+            made = f"{folder}/{cell.method}/checkpoint/provenance.json"
+            found.append(made.format(**wildcards))
+    return found
 
 
 def training_answers(wildcards):

@@ -17,7 +17,7 @@ rule compress:
         compression=any_of(
             c for c in STUDY.compressions if compressed(c) and not by_gptqmodel(c)
         ),
-    priority: 1  # what most waits for goes first
+    priority: rank(1, 0)
     conda:
         "../envs/core.yaml"
     threads: needs("threads")

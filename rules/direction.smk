@@ -14,7 +14,7 @@ rule direction:
         "<logs>/{model}/{compression}/direction.log",
     benchmark:
         "<benchmarks>/{model}/{compression}/direction.tsv"
-    priority: 1  # what most waits for goes first
+    priority: rank(1, 1)
     conda:
         "../envs/core.yaml"
     threads: needs("threads")

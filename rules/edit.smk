@@ -23,7 +23,7 @@ rule edit:
     wildcard_constraints:
         compression=any_of(filter(compressed, STUDY.compressions)),
         method=any_of(methods_of("edit")),
-    priority: 1  # what most waits for goes first
+    priority: rank(1, 1)
     conda:
         "../envs/core.yaml"
     threads: needs("threads")

@@ -15,6 +15,7 @@ rule generate:
         "<logs>/{model}/{compression}/{method}/generate.log",
     benchmark:
         "<benchmarks>/{model}/{compression}/{method}/generate.tsv"
+    priority: rank(0, 2)
     conda:
         "../envs/core.yaml"
     threads: needs("threads")

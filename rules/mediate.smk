@@ -16,6 +16,7 @@ rule mediate:
         "<logs>/{model}/{compression}/mediate.log",
     benchmark:
         "<benchmarks>/{model}/{compression}/mediate.tsv"
+    priority: rank(0, 2)
     conda:
         "../envs/core.yaml"
     threads: needs("threads")

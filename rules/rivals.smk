@@ -13,7 +13,7 @@ rule instruct:
     wildcard_constraints:
         compression=any_of(filter(compressed, STUDY.compressions)),
         method=any_of(methods_of("instruct")),
-    priority: 1  # what most waits for goes first
+    priority: rank(1, 1)
     conda:
         "../envs/core.yaml"
     threads: needs("threads")
@@ -46,7 +46,7 @@ rule steer:
     wildcard_constraints:
         compression=any_of(filter(compressed, STUDY.compressions)),
         method=any_of(methods_of("steer")),
-    priority: 1  # what most waits for goes first
+    priority: rank(1, 1)
     conda:
         "../envs/core.yaml"
     threads: needs("threads")

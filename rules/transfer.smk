@@ -20,6 +20,7 @@ rule transfer:
         "<benchmarks>/{model}/{compression}/transfer.tsv"
     wildcard_constraints:
         compression=any_of(filter(compressed, STUDY.compressions)),
+    priority: rank(0, 2)
     conda:
         "../envs/core.yaml"
     threads: needs("threads")

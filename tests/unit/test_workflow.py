@@ -37,6 +37,7 @@ FILES = {
     "activations": ["activations.safetensors"], "direction": ["direction.json"], "figures": ["asr.svg"],
     "mediate": ["verdicts.jsonl", "answers.jsonl"],
     "recalibrate": ["provenance.json"], "tune": ["tuning.json", "provenance.json"],
+    "discard": ["removed.json"],
     "ability": ["lm_eval.json", "zero_shot.json", "perplexity.json"],
     "tables": ["refusal.csv", "refusal.md", "refusal.tex", "claims.csv", "leaderboard.csv", "costs.csv"],
 }
@@ -321,6 +322,54 @@ def test_rivals_of_the_edit_run_by_their_own_rules(rerun: Callable[..., dict[str
 def test_a_new_strength_runs_the_edit_and_its_control(rerun: Callable[..., dict[str, int]]) -> None:
     jobs = rerun(lambda c: c["methods"]["aird"].update(alpha=3))
     assert jobs == {"edit": 4, "generate": 4, "judge": 4, "ability": 4, **SUMMED_UP}
+
+
+def without_checkpoints(config: dict) -> None:
+    config["keep_checkpoints"] = False
+
+
+def test_removing_checkpoints_removes_each_once_all_that_uses_it_is_there(
+    finished: Workflow, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.folder, tmp_path / "copy", symlinks=True)
+    workflow, config = Workflow(tmp_path / "copy"), study()
+    without_checkpoints(config)
+    workflow.write(config)
+    assert workflow.planned() == {"discard": 4, "discard_compressed": 2, "all": 1}
+    run = workflow.snakemake("--cores", "2", "--quiet", "all")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert workflow.planned() == {}
+    config["methods"]["amplify"] = {"edit": "aird", "variant": "amplify", "alpha": 3}
+    workflow.write(config)
+    cells = dict.fromkeys(("edit", "generate", "judge", "ability", "discard"), 2)
+    assert workflow.planned() == {**cells, "discard_compressed": 2, **SUMMED_UP}
+    config["evaluate"]["attacks"] = {"opened": {"prefix": "Sure, here is"}}
+    del config["methods"]["amplify"]
+    workflow.write(config)
+    asked = {"attack": 7, "judge_attack": 7, "discard": 4, "discard_compressed": 2}
+    assert workflow.planned() == {**asked, **SUMMED_UP}
+
+
+def test_a_checkpoint_is_removed_after_its_last_user(tmp_path: Path) -> None:
+    workflow, config = new_workflow(tmp_path / "fresh"), study()
+    without_checkpoints(config)
+    workflow.write(config)
+    run = workflow.snakemake("--cores", "2", "--quiet", "all")
+    assert run.returncode == 0, run.stdout + run.stderr
+    model = workflow.folder / "results/small/tiny"
+    for compression in ("magnitude-20", "wanda-40"):
+        removed = (model / compression / "checkpoint/removed.json").stat().st_mtime_ns
+        used = [
+            *(model / compression).glob("*/ability/*.json"),
+            *(model / compression).glob("*/generations/*"),
+        ]
+        used += [
+            *(model / compression).glob("*/checkpoint/provenance.json"),
+            model / compression / "transfer.json",
+        ]
+        assert len(used) > 10
+        assert removed >= max(file.stat().st_mtime_ns for file in used)
+    assert not (model / "dense/checkpoint/removed.json").exists()
 
 
 def test_new_calibration_compresses_only_what_is_calibrated(rerun: Callable[..., dict[str, int]]) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from holdfast.files import sha256, write_json
 
@@ -66,7 +66,9 @@ def computer() -> dict[str, Any]:
 
 
 class Recorder:
-    """Started when a stage starts, written when it ends."""
+    """Started when a stage starts, written when it ends. ``command``: the command line, where there is one."""
+
+    command: ClassVar[list[str] | None] = None
 
     def __init__(self, stage: str, recipe: Any) -> None:
         self.stage, self.recipe, self.started = stage, recipe, time.monotonic()
@@ -91,6 +93,7 @@ class Recorder:
                 "interpreter": sys.executable,
                 "packages": package_versions(),
                 "commit": commit(),
+                **({"command": self.command} if self.command else {}),
                 **computer(),
                 **more,
             },

@@ -4,11 +4,13 @@ import atexit
 import gc
 import os
 import sys
+from pathlib import Path
 
 import typer
 
 from holdfast.cli import cluster, evaluation, models, refusal, study
 from holdfast.errors import HoldfastError
+from holdfast.provenance import Recorder
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,6 +35,9 @@ def main() -> None:
     # looks at them over and over, and once more when the process ends: a third of what a stage spends around its work.
     gc.set_threshold(200_000, 30, 30)
     atexit.register(freeze)
+    program, *arguments = sys.argv
+    # Of another environment's command the way to it; this one's is found wherever it is installed.
+    Recorder.command = [program if ".environments" in Path(program).parts[:-3] else "holdfast", *arguments]
     try:
         app()
     except HoldfastError as error:

@@ -8,8 +8,16 @@ import typer
 
 from holdfast.errors import HoldfastError
 from holdfast.files import apart
+from holdfast.removed_checkpoints import restore
 
-ModelDir = Annotated[Path, typer.Argument(help="A Hugging Face checkpoint folder.")]
+
+def with_weights(folder: Path) -> Path:
+    """A checkpoint, made again where its weights were removed."""
+    restore(folder)
+    return folder
+
+
+ModelDir = Annotated[Path, typer.Argument(help="A Hugging Face checkpoint folder.", callback=with_weights)]
 Out = Annotated[Path, typer.Argument(help="What is written: whole, or not at all.")]
 Recipe = Annotated[str, typer.Option(help="The stage's settings as one JSON object.")]
 Prompts = Annotated[Path, typer.Option(help="Prompt records, JSONL.")]

@@ -214,6 +214,16 @@ def tune(
     )
 
 
+@commands.command()
+def discard(
+    checkpoint: Annotated[Path, typer.Argument(help="A compressed or edited checkpoint of a study.")],
+) -> None:
+    """Remove a checkpoint's weights and keep its records; a stage that is given it makes it again."""
+    from holdfast.removed_checkpoints import remove
+
+    remove(checkpoint)
+
+
 @commands.command("tune-refusal")
 def tune_refusal_command(
     out: Out,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from holdfast.cli.arguments import ModelDir, Out, Prompts, Recipe
+from holdfast.cli.arguments import ModelDir, Out, Prompts, Recipe, with_weights
 from holdfast.config.by_hand import checked
 from holdfast.errors import HoldfastError
 from holdfast.files import apart, refuse_folder
@@ -74,6 +74,8 @@ def transfer(
     """Score each model's direction inside the other, beside its own and random ones, on validation prompts."""
     refuse_folder(out)
     apart(out, harmful, harmless)
+    for folder in (dense, compressed):
+        with_weights(folder / "checkpoint")
     from holdfast.refusal.transfer import transfer as run
 
     run(dense, compressed, out, harmful, harmless, checked("transfer", recipe))

@@ -44,6 +44,7 @@ def undone(dag: Any, failed: Iterable[Any], results: Path) -> list[dict[str, Any
             "failed": sorted(because(job)),
         }
         for job in sorted(open_jobs, key=lambda job: (job.rule.name, *map(str, job.output)))
+        if not job.rule.name.startswith("discard")  # what it leaves lying is no result
     ]
 
 

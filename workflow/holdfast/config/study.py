@@ -34,6 +34,10 @@ class Study(Section):
     parts: list[Part] | None = Field(
         default=None, alias="cells", min_length=1, description="parts of the grid to run; null for all"
     )
+    keep_checkpoints: bool = Field(
+        default=True,
+        description="keep compressed and edited checkpoints; false removes their weights once nothing needs them",
+    )
     calibration: Calibration = Field(description="text that compression methods are calibrated on")
     prompts: Prompts = Field(description="prompt sets, by role")
     direction: Direction = Field(default=Direction(), description="how the refusal direction is found")
