@@ -9,6 +9,7 @@ from what benchmarks/compression.py printed (RESULTS.md).
 """
 
 import argparse
+from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from holdfast.cluster.configs import Sizes
 from holdfast.cluster.jobs import jobs
 from holdfast.cluster.needs import Requests
 from holdfast.cluster.rates import fitted, taken
-from holdfast.cluster.sizes import Size
-from holdfast.cluster.work import Work
+from holdfast.cluster.sizes import Size, size_of
+from holdfast.cluster.work import COUNTERS, Work, counter
 from holdfast.config import load_study
+from holdfast.embedded.conversion import CONFIG
 from holdfast.files import read_json, write_json
 
 RATES = Path(__file__).parent.parent / "workflow/holdfast/cluster/rates.json"
@@ -26,26 +28,40 @@ RATES = Path(__file__).parent.parent / "workflow/holdfast/cluster/rates.json"
 # the embedded model.
 BENCHMARKED = {"fp8": 7.3, "smoothquant": 11.3, "awq": 72.4, "sparsegpt": 21.5}
 CALIBRATED = {"smoothquant", "awq", "sparsegpt"}
+# `python benchmarks/study.py results/study-demo`, 2026-11-22 (RESULTS.md): seconds a job, of stages that the demo does
+# not have or had not when it was measured. The jobs shared their cores.
+PRINTED = {
+    "transfer": (203.0, {"compression": "wanda-40"}),
+    "tune": (295.0, {"compression": "rtn-w4", "method": "tune"}),
+}
+STUDY_DEMO = Path(__file__).parent.parent / "config/study-demo.yaml"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("configs", nargs="+", type=Path)
     done: list[tuple[Work, Size, float]] = []
+    light = defaultdict[str, list[float]](list)
     for config in parser.parse_args().configs:
         study = load_study(config)
         requests = Requests(study, Sizes(study, Path("results", study.study), reach=False, say=print))
         for job in jobs(config):
-            work = requests.work(job.rule, job.names) if job.names.keys() & {"model", "judge"} else None
             seconds = taken(Path(job.benchmark)) if job.benchmark else None
-            size = requests.model(job.names)[0] if work else None
-            if work and size and seconds is not None:
+            if seconds is None:
+                continue
+            if counter(job.rule) is None:
+                light[job.rule].append(seconds)
+            elif (work := requests.work(job.rule, job.names)) and (size := requests.model(job.names)[0]):
                 done.append((work, size, seconds))
     read = read_json(RATES)
-    embedded = next(size for _, size, _ in done)
+    embedded = size_of(CONFIG)
     for method, seconds in BENCHMARKED.items():
         tokens = 2 * 8 * 128 if method in CALIBRATED else 0
         done.append((Work("compress", tokens, method=method), embedded, seconds))
+    other = load_study(STUDY_DEMO)
+    for stage, (seconds, names) in PRINTED.items():
+        done.append((COUNTERS[stage](other, names, embedded), embedded, seconds))
+    read["cpu"]["light"] = {rule: round(sum(some) / len(some), 1) for rule, some in sorted(light.items())}
     for name, rate in fitted(done, read["cpu"]["start"]).items():
         read["cpu"]["stages"][name] = asdict(rate)
         print(name, rate)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from holdfast.cli import cluster, evaluation, models, refusal, study
+from holdfast.cli import cluster, evaluation, models, plan, refusal, study
 from holdfast.errors import HoldfastError
 from holdfast.provenance import Recorder
 
@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Does refusal hold when an aligned model is compressed, why not, and can it be repaired?",
 )
-for room in (study, models, refusal, evaluation, cluster):
+for room in (study, plan, models, refusal, evaluation, cluster):
     app.add_typer(room.commands)
 
 

@@ -4,12 +4,14 @@
 end the process that reads it, and Snakemake leaves loggers and environment variables behind.
 """
 
+import ast
 import contextlib
 import io
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from holdfast.errors import HoldfastError
 @dataclass(frozen=True)
 class Job:
     """One job: its rule, wildcards, benchmark file and outputs, the numbers of the jobs that it waits for; ``runs``: it
-    would run now, for ``reason``.
+    would run now, for ``reason`` (see :func:`why`).
     """
 
     rule: str
@@ -30,6 +32,59 @@ class Job:
     needs: list[int]
     runs: bool
     reason: str
+
+
+FOLLOWS = "follows from others"
+NEW = "not there yet"
+
+
+def why(reason: Any) -> str:
+    """Snakemake's reason for a job, the one nearest to what a user did: a changed recipe key by key, a newer file by
+    its name; NEW; or FOLLOWS, where only jobs before it make it run."""
+    if reason.params_changed:
+        return f"changed: {changes(reason.params_changed.only_old, reason.params_changed.only_new)}"
+    names = {
+        "forced": reason.forced,
+        "was interrupted": reason.incomplete_output,
+        "its command line in rules/ changed": reason.code_changed,
+        "its environment in envs/ changed": reason.software_stack_changed,
+        NEW: reason.missing_output,
+        "other inputs than before": reason.input_changed,
+    }
+    found = next((name for name, holds in names.items() if holds), None)
+    if found is None and reason.updated_input:
+        return f"newer: {', '.join(sorted(map(str, reason.updated_input)))}"
+    return found or FOLLOWS
+
+
+def changes(old: Iterable[Any], new: Iterable[Any]) -> str:
+    """What differs between a job's recipes, ``key old → new``; where a parameter is no recipe, that it differs."""
+    before, after = (
+        {k: v for recipe in map(recipe_in, some) for k, v in recipe.items()} for some in (old, new)
+    )
+    keys = [key for key in before | after if before.get(key) != after.get(key)]
+    shown = [f"{key} {short(before.get(key))} → {short(after.get(key))}" for key in keys]
+    return ", ".join(shown) or "its parameters"
+
+
+def recipe_in(parameter: Any) -> dict[str, Any]:
+    """The recipe in a parameter as Snakemake keeps it, the source text of a Python value; {} where it is none."""
+    try:
+        value = json.loads(ast.literal_eval(str(parameter)))
+    except (ValueError, SyntaxError, TypeError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def short(value: Any) -> str:
+    text = (
+        "nothing"
+        if value is None
+        else json.dumps(value, ensure_ascii=False)
+        if not isinstance(value, str)
+        else value
+    )
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def snakefile() -> Path:
@@ -97,7 +152,7 @@ def listed(snakefile: Path, config: Path) -> list[Job]:
                 outputs=[str(file) for file in job.output],
                 needs=sorted(number[other] for other in dag.dependencies[job]),
                 runs=dag.needrun(job),
-                reason=str(dag.reason(job)) if dag.needrun(job) else "",
+                reason=why(dag.reason(job)) if dag.needrun(job) else "",
             )
             for job in ordered
         ]

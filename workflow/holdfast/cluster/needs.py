@@ -32,6 +32,7 @@ SAFETY = 3.0  # time asked for over time predicted
 SHORTEST = 30  # minutes
 MOST_THREADS = 16
 SHARD_BYTES = 500_000_000
+RECORDS_BYTES = 10e6  # of a stage that writes answers, scores and records
 NO_GPU = {"fetch", "fetch_judge", "instruct"}
 # Steered and instructed copies share their weights with what they are copies of.
 CHECKPOINTS = {"fetch", "fetch_judge", "compress", "recalibrate", "edit", "tune"}
@@ -99,7 +100,7 @@ class Requests:
         else:
             gpus = self.gpus(work, size, dtype, about)
             mem = ceil(main_memory(work, size, dtype, gpus) / 1e6)
-            minutes = runtime(shipped().seconds(work, size, gpus) or 0)
+            minutes = runtime(shipped().seconds(work, size, gpus))
             disk = ceil(self.disk(stage, known, size, dtype) / 1e6)
             threads = self.threads(work, size, gpus)
             if not gpus:  # rates are of one thread; several share the work, never perfectly
@@ -149,17 +150,17 @@ class Requests:
         return min(MOST_THREADS, 4 * gpus if gpus else max(1, round(2 * size.parameters / 1e9)))
 
     def disk(self, stage: str, names: Mapping[str, str], size: Size, dtype: str | None) -> float:
-        """Bytes that a job leaves behind. Edited copies rewrite a few shards, at most half of the checkpoint."""
+        """Bytes that a job leaves behind. Edited copies rewrite the shards of a few layers and share the others."""
         if stage == "activations":
             train = prompts(self.study, "harmful_train", "harmless_train")
             return float(train * POSITIONS * size.layers * size.hidden * FULL_PRECISION)
         if stage not in CHECKPOINTS:
-            return 50e6
+            return RECORDS_BYTES
         if stage in ("fetch", "fetch_judge"):
             return float(size.stored_bytes(dtype))
         # Tuned matrices of a quantized checkpoint are stored dense.
         stored = size.stored_bytes(dtype, None if stage == "tune" else self.bits(names["compression"]))
-        return stored / 2 if stage == "edit" else float(stored)
+        return min(stored, max(2 * SHARD_BYTES, stored / 8)) if stage == "edit" else float(stored)
 
     def bits(self, compression: str) -> float | None:
         """Bits of a compressed weight as stored; None for those of its dtype."""

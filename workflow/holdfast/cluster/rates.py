@@ -12,8 +12,7 @@ from pathlib import Path
 from holdfast.cluster.sizes import Size
 from holdfast.cluster.work import Work
 
-# Seconds of the stages that run no model: tables, judges by substrings, prompts and their like.
-LIGHT = 2.0
+LIGHT = 2.0  # seconds of a job without a model that nobody measured
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,12 @@ class Graphics:
 class Rates:
     """Seconds on one thread of a CPU, by stage (of ``compress`` and ``edit``: by method), and the estimates for GPUs.
 
-    ``start``: seconds of a job around its model: libraries, reading the weights.
+    ``start``: seconds of a job around its model: libraries, reading the weights. ``light``: seconds of the jobs that
+    run no model, by rule.
     """
 
     start: float
+    light: Mapping[str, float]
     stages: Mapping[str, Rate]
     graphics: Graphics
 
@@ -63,12 +64,8 @@ class Rates:
         """Of its method or stage; a stage that nobody measured is as slow as generating."""
         return self.stages.get(work.method) or self.stages.get(work.stage) or self.stages["generate"]
 
-    def seconds(self, work: Work | None, size: Size | None, gpus: int = 0) -> float | None:
-        """Of one job; None where the model's size is not known. ``work`` None: a stage without a model."""
-        if work is None:
-            return LIGHT
-        if size is None:
-            return None
+    def seconds(self, work: Work, size: Size, gpus: int = 0) -> float:
+        """Of one job that runs a model."""
         if gpus:
             return self._on_gpus(work, size)
         rate = self.of(work)
@@ -121,4 +118,4 @@ def shipped() -> Rates:
     """The rates that came with this installation."""
     read = json.loads(resources.files("holdfast.cluster").joinpath("rates.json").read_text(encoding="utf-8"))
     stages = {name: Rate(**rate) for name, rate in read["cpu"]["stages"].items()}
-    return Rates(read["cpu"]["start"], stages, Graphics(**read["gpu"]))
+    return Rates(read["cpu"]["start"], read["cpu"]["light"], stages, Graphics(**read["gpu"]))

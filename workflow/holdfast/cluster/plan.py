@@ -1,0 +1,198 @@
+"""What a study will cost before anything runs: jobs, hours and disk of every stage, the longest path, what is done
+already, and what would run again and why.
+
+Snakemake says what would run (``holdfast.cluster.jobs``), the study and its models' sizes how much work that is
+(``work``, ``sizes``), measured rates how long it takes (``rates``). Where jobs of a stage are done, their seconds over
+what was predicted for them correct what is predicted for the rest.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from holdfast.cluster.configs import Sizes
+from holdfast.cluster.jobs import FOLLOWS, Job, jobs
+from holdfast.cluster.needs import Requests
+from holdfast.cluster.rates import LIGHT, shipped, taken
+from holdfast.cluster.site import here
+from holdfast.cluster.work import counter
+from holdfast.config import AS_IS, DENSE, Study, load_study
+
+
+@dataclass
+class Stage:
+    """One rule's jobs.
+
+    Attributes:
+        jobs, left: all, and those that would run.
+        gpu_hours, cpu_hours: of the jobs left, GPUs counted each; a CPU-hour is one thread's.
+        disk_mb: that the jobs left will write, if everything is kept.
+        unknown: jobs left that nothing is predicted for: their model's size is not known.
+        measured, predicted: seconds of the jobs done, as their benchmark files say and as the shipped rates predict;
+            of ``compared`` jobs.
+    """
+
+    name: str
+    jobs: int = 0
+    left: int = 0
+    gpu_hours: float = 0.0
+    cpu_hours: float = 0.0
+    disk_mb: int = 0
+    unknown: int = 0
+    measured: float = 0.0
+    predicted: float = 0.0
+    compared: int = 0
+
+    @property
+    def correction(self) -> float | None:
+        return self.measured / self.predicted if self.predicted and self.measured else None
+
+
+@dataclass
+class Plan:
+    """A study's stages in the order of the data, and what follows from all together.
+
+    Attributes:
+        path, path_seconds: the chain of jobs that takes longest, and how long: no number of machines is faster.
+        reasons: of the jobs left, how many run for it.
+        cells: those (``MODEL/COMPRESSION/METHOD``) of which a job of their own would run, and why.
+        without_size: models and judges whose size is not known.
+    """
+
+    study: str
+    stages: list[Stage]
+    path: list[str]
+    path_seconds: float
+    reasons: dict[str, int]
+    cells: dict[str, list[str]]
+    without_size: list[str] = field(default_factory=list)
+
+    def total(self, what: str) -> Any:
+        return sum(getattr(stage, what) for stage in self.stages)
+
+    def as_json(self) -> dict[str, Any]:
+        stages = [asdict(stage) | {"correction": stage.correction} for stage in self.stages]
+        sums = ("jobs", "left", "gpu_hours", "cpu_hours", "disk_mb", "unknown", "measured", "predicted")
+        return asdict(self) | {"stages": stages, "total": {what: self.total(what) for what in sums}}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one job: seconds on its machine (None: not known), GPUs, MB written."""
+
+    seconds: float | None
+    gpus: int = 0
+    disk_mb: int = 0
+
+
+def plan(config: Path, say: Callable[[str], None]) -> Plan:
+    """The plan of a study whose results lie in ``results/STUDY`` of the working directory.
+
+    Args:
+        say: told in one line each what could not be found out about a model.
+
+    Raises:
+        HoldfastError: a mistake in the config or the site file, no Snakefile, or a graph that cannot be built.
+    """
+    study = load_study(config)
+    listed = [job for job in jobs(config) if job.rule != "all"]
+    sizes = Sizes(study, Path("results", study.study), reach=True, say=say)
+    found = planned(study, listed, Requests(study, sizes, site=here))
+    used = {("judges", job.names["judge"]) for job in listed if "judge" in job.names}
+    used |= {("models", job.names["model"]) for job in listed if "model" in job.names}
+    found.without_size = sorted(name for kind, name in used if sizes.of(kind, name) is None)
+    return found
+
+
+def planned(study: Study, listed: Sequence[Job], requests: Requests) -> Plan:
+    """The plan of ``listed`` jobs, each after those that it waits for."""
+    costs = [cost(job, requests) for job in listed]
+    stages: dict[str, Stage] = {}
+    for job, each in zip(listed, costs, strict=True):
+        stage = stages.setdefault(job.rule, Stage(job.rule))
+        stage.jobs += 1
+        if not job.runs and each.seconds is not None and job.benchmark:
+            seconds = taken(Path(job.benchmark))
+            if seconds is not None:
+                stage.measured += seconds
+                stage.predicted += each.seconds
+                stage.compared += 1
+    seconds_left = []
+    for job, each in zip(listed, costs, strict=True):
+        stage = stages[job.rule]
+        seconds = each.seconds
+        if seconds is not None and stage.correction is not None:
+            seconds *= stage.correction
+        seconds_left.append(seconds or 0.0 if job.runs else 0.0)
+        if job.runs:
+            stage.left += 1
+            stage.disk_mb += each.disk_mb
+            stage.unknown += seconds is None
+            stage.gpu_hours += each.gpus * seconds_left[-1] / 3600
+            stage.cpu_hours += 0.0 if each.gpus else seconds_left[-1] / 3600
+    path, length = longest(listed, seconds_left)
+    running = [job for job in listed if job.runs]
+    return Plan(
+        study.study,
+        list(stages.values()),
+        path,
+        length,
+        dict(Counter(job.reason for job in running).most_common()),
+        cells(running),
+    )
+
+
+def cost(job: Job, requests: Requests) -> Cost:
+    """Of a job, by the shipped rates."""
+    if counter(job.rule) is None:
+        return Cost(shipped().light.get(job.rule, LIGHT))
+    asked = requests.of(job.rule, tuple(job.names.items()))
+    size, _, _ = requests.model(job.names)
+    work = requests.work(job.rule, job.names)
+    if work is None or size is None:
+        return Cost(None, asked.gpu)
+    return Cost(shipped().seconds(work, size, asked.gpu), asked.gpu, asked.disk_mb)
+
+
+def longest(listed: Sequence[Job], seconds: Sequence[float]) -> tuple[list[str], float]:
+    """The chain of jobs, each waiting for the one before, that takes longest: the rules of those that run, and its
+    seconds."""
+    ends: list[float] = []
+    before: list[int | None] = []
+    for job, own in zip(listed, seconds, strict=True):
+        last = max(job.needs, key=lambda n: ends[n], default=None)
+        before.append(last)
+        ends.append(own + (ends[last] if last is not None else 0.0))
+    if not ends:
+        return [], 0.0
+    at: int | None = max(range(len(ends)), key=ends.__getitem__)
+    length, path = ends[at or 0], []
+    while at is not None:
+        if listed[at].runs:
+            path.append(listed[at].rule)
+        at = before[at]
+    return path[::-1], length
+
+
+def cells(running: Sequence[Job]) -> dict[str, list[str]]:
+    """Cells of which a job would run, with the reasons that are their own jobs' (what only follows is told where no
+    other reason is); a compression's own stages belong to its cell as-is, a model's to the dense one.
+    """
+    found: dict[str, list[str]] = {}
+    for job in running:
+        if "model" not in job.names:
+            continue
+        names = (
+            job.names["model"],
+            job.names.get("compression", DENSE),
+            job.names.get("method", AS_IS),
+        )
+        reasons = found.setdefault("/".join(names), [])
+        if job.reason not in reasons:
+            reasons.append(job.reason)
+    for reasons in found.values():
+        if len(reasons) > 1 and FOLLOWS in reasons:
+            reasons.remove(FOLLOWS)
+    return found
