@@ -97,21 +97,27 @@ def study(**changes: object) -> dict[str, object]:
 class Workflow:
     """A working directory with a study, and Snakemake run in it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, root: Path = ROOT) -> None:
+        self.folder, self.root = folder, root
 
     def write(self, config: dict[str, object]) -> None:
         (self.folder / "study.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
     def command(self, configfile: str) -> list[str]:
         # The interpreter beside the stand-in stages is the one Snakemake runs in: it finds them first.
-        command = [str(self.folder / "bin/python"), "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
+        command = [
+            str(self.folder / "bin/python"),
+            "-m",
+            "snakemake",
+            "--snakefile",
+            str(self.root / "Snakefile"),
+        ]
         return [*command, "--configfile", configfile]
 
     def paths(self) -> str:
         """PYTHONPATH of that interpreter."""
         return os.pathsep.join(
-            [*(p for p in sys.path if p.endswith("site-packages")), str(ROOT / "workflow")]
+            [*(p for p in sys.path if p.endswith("site-packages")), str(self.root / "workflow")]
         )
 
     def snakemake(self, *arguments: str, configfile: str = "study.yaml") -> subprocess.CompletedProcess[str]:
@@ -283,6 +289,38 @@ def test_a_new_compression_runs_only_its_cells(rerun: Callable[..., dict[str, in
     jobs = rerun(lambda c: c["compressions"].update(rtn={"quantize": "rtn", "bits": 4, "group_size": 64}))
     one = dict.fromkeys(("compress", "activations", "direction", "compare", "transfer", "mediate"), 1)
     assert jobs == {**one, "edit": 2, "generate": 3, "judge": 3, "ability": 3, **SUMMED_UP}
+
+
+def test_a_new_model_runs_only_its_cells(rerun: Callable[..., dict[str, int]]) -> None:
+    jobs = rerun(lambda c: c["models"].update(other={"source": "path:model", "dtype": "bfloat16"}))
+    of_model = dict.fromkeys(("activations", "direction", "mediate"), 3)
+    of_compressed = dict.fromkeys(("compress", "compare", "transfer"), 2)
+    cells = dict.fromkeys(("generate", "judge", "ability"), 7)
+    assert jobs == {"fetch": 1, **of_model, **of_compressed, "edit": 4, **cells, **SUMMED_UP}
+
+
+def test_a_new_zero_shot_task_measures_ability_alone(rerun: Callable[..., dict[str, int]]) -> None:
+    """That it measures the new task alone: test_ability.py."""
+    jobs = rerun(lambda c: c["evaluate"]["zero_shot"].update(tasks=["holdfast_choice", "boolq"]))
+    assert jobs == {"download": 1, "disjoint": 1, "ability": 7, **SUMMED_UP}
+
+
+def test_another_recipe_runs_the_cells_that_follow_from_it(rerun: Callable[..., dict[str, int]]) -> None:
+    jobs = rerun(lambda c: c["compressions"]["magnitude-20"].update(sparsity=0.25))
+    one = dict.fromkeys(("compress", "activations", "direction", "compare", "transfer", "mediate"), 1)
+    assert jobs == {**one, "edit": 2, "generate": 3, "judge": 3, "ability": 3, **SUMMED_UP}
+
+
+def test_a_comment_in_rules_or_code_runs_nothing(finished: Workflow, tmp_path: Path) -> None:
+    there = tmp_path / "clone"
+    for name in ("rules", "workflow", "profiles", "envs"):
+        shutil.copytree(ROOT / name, there / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Snakefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, there / name)
+    for file in [there / "Snakefile", *(there / "rules").glob("*.smk"), *(there / "workflow").rglob("*.py")]:
+        file.write_text(file.read_text() + "\n# A comment.\n")
+    shutil.copytree(finished.folder, tmp_path / "copy", symlinks=True)
+    assert Workflow(tmp_path / "copy", root=there).planned() == {}
 
 
 def test_a_new_method_runs_only_its_cells(rerun: Callable[..., dict[str, int]]) -> None:

@@ -27,3 +27,14 @@ def doctor(
     if wrong:
         raise typer.Exit(2)
     typer.echo("all well")
+
+
+@commands.command()
+def stale(config: Annotated[Path, typer.Argument(help="A study's YAML file.")]) -> None:
+    """Tell which finished results were made by other packages than are installed; nothing is run or removed."""
+    from holdfast.cluster.stale import environments, told
+    from holdfast.cluster.stale import stale as run
+    from holdfast.config import load_study
+
+    found = run(Path("results", load_study(config).study), environments())
+    typer.echo("\n".join(told(found, config)))
