@@ -200,8 +200,8 @@ def brought_text(stage):
 
 
 def told(line):
-    """One line for people; a cluster's job, which reads all this again, says nothing."""
-    if not workflow.remote_exec:
+    """One line for people; a job that reads all this again says nothing."""
+    if workflow.is_main_process:
         print(line, file=sys.stderr)
 
 
@@ -214,7 +214,7 @@ REQUESTS = Requests(
     Sizes(
         STUDY,
         Path("results", STUDY.study),
-        reach=not workflow.remote_exec,
+        reach=workflow.is_main_process,
         say=told,
     ),
     site=lambda: here() if on_cluster() else Site(),

@@ -19,6 +19,7 @@ from holdfast.cluster.site import Site
 from holdfast.cluster.sizes import Size, size_of
 from holdfast.cluster.work import COUNTERS
 from holdfast.config import Study, load_study
+from holdfast.config.backend import answered_by
 from holdfast.embedded.conversion import CONFIG, gguf_file
 from holdfast.errors import HoldfastError
 from real_configs import LLAMA_2_7B, REAL
@@ -127,6 +128,20 @@ def test_longer_answers_ask_for_more(study: Study) -> None:
     short, long = (asked(s, LLAMA_70B, "generate") for s in (study, longer))
     assert long.runtime > 4 * short.runtime
     assert asked(longer, LLAMA_2_7B, "generate").gpu > asked(study, LLAMA_2_7B, "generate").gpu
+
+
+def test_vllm_keeps_room_for_many_answers_on_a_cpu_only(study: Study) -> None:
+    by_vllm = answered_by(study, "vllm")
+    for rule in ("generate", "judge_by_model"):
+        on_cpu = (asked(s, LLAMA_2_7B, rule, gpu_memory_gb=0.0).mem_mb for s in (by_vllm, study))
+        assert next(on_cpu) > 2 * next(on_cpu)
+        assert asked(by_vllm, LLAMA_2_7B, rule).gpu == asked(study, LLAMA_2_7B, rule).gpu
+    size = size_of(LLAMA_2_7B)
+    for gpus in (0, 1):
+        slow, fast = (COUNTERS["attack"](s, CELL | {"attack": "drawn"}, size) for s in (study, by_vllm))
+        assert shipped().seconds(fast, size, gpus) < shipped().seconds(slow, size, gpus)
+    # Whatever answers the prompts, interventions need transformers.
+    assert COUNTERS["mediate"](by_vllm, CELL, size).method == ""
 
 
 def test_a_quantized_checkpoint_takes_less_disk(study: Study) -> None:

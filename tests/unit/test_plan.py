@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +146,28 @@ def test_the_command_prints_a_table_or_json(replanned: Replanned, capsys: pytest
     said = json.loads(as_json.stdout)
     assert said["total"]["left"] == 0
     assert {stage["name"] for stage in said["stages"]} >= OWN | SUMMED_UP
+
+
+def test_snakemake_asks_for_what_the_model_needs_and_waits_for_none_of_it_here(finished: Workflow) -> None:
+    """The whole study ran on this machine, which has neither the GPU nor the memory that its jobs ask of a cluster."""
+    run = finished.snakemake("--dry-run", "--forceall")
+    asked = dict(
+        re.findall(r"^rule (\w+):$.*?^    resources: ([^\n]*)$", run.stdout + run.stderr, re.M | re.S)
+    )
+    assert "gpu=1" in asked["edit"]
+    assert int(re.search(r"mem_mb=(\d+)", asked["edit"])[1]) > 30_000  # 8 billion weights in float32
+    assert "gpu" not in asked["fetch"]
+    assert "mem_mb=2000" in asked["judge"]
+    assert "threads" not in run.stdout + run.stderr
+
+
+def test_a_download_takes_the_room_of_its_model() -> None:
+    study, size = load_study(REFUSAL), size_of(CONFIG)
+    brought = Job("download", {"download": "meta-llama--Llama-3.1-8B-Instruct@main"}, None, [], [], True, NEW)
+    other = Job("download", {"download": "zero-shot-tasks"}, None, [], [], True, NEW)
+    for job, megabytes in ((brought, 16_060), (other, 0)):
+        found = planned(study, [job], Requests(study, Known(size)))
+        assert found.total("disk_mb") == pytest.approx(megabytes, abs=1)
 
 
 def test_a_broken_config_is_told_as_check_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

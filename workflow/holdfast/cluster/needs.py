@@ -27,6 +27,7 @@ BASE_GB = 3.0  # main memory of a job beside its model: Python, torch, the libra
 BESIDE_GPU_GB = 8.0  # the same where a GPU is driven
 GPU_BASE_GB = 4.0  # memory of a GPU beside weights and cache: its libraries and buffers
 BATCH = 16  # answers at a time that must fit; a stage takes fewer when memory runs out, and more when there is plenty
+VLLM_BATCH = 256  # answers at a time for which vLLM keeps room on a CPU (evaluation/vllm_backend.py)
 WIDE = 24  # numbers of the residual stream's width that a layer's activations are, a token
 SAFETY = 3.0  # time asked for over time predicted
 SHORTEST = 30  # minutes
@@ -181,19 +182,19 @@ def _stage(rule: str) -> str:
     return max((name for name in FIXED if rule == name or rule.startswith(f"{name}_by_")), key=len)
 
 
-def graphics_memory(work: Work, size: Size, dtype: str | None) -> float:
-    """Bytes of GPU memory that a job needs beside the libraries': weights, cache, activations, logits; with gradients
-    the activations of every layer. float16 is trained in float32."""
+def graphics_memory(work: Work, size: Size, dtype: str | None, rows: float = BATCH) -> float:
+    """Bytes of GPU memory that a job needs beside the libraries': weights, cache, activations, logits of ``rows``
+    answers; with gradients the activations of every layer. float16 is trained in float32."""
     each = BYTES.get(dtype or size.dtype, 4)
     if work.training:
-        weights = size.parameters * (4 if each == 2 and (dtype or size.dtype) == "float16" else each)
+        weights = size.parameters * (4 if (dtype or size.dtype) == "float16" else each)
         rows = 8  # conversations of a step
         return weights + rows * work.context * (
             size.layers * size.hidden * WIDE * each + size.vocabulary * 12
         )
-    tokens = BATCH * work.context if work.answers else max(work.context, BATCH * 48)
+    tokens = rows * work.context if work.answers else max(work.context, BATCH * 48)
     cache = tokens * size.kv_per_token * each
-    spread = tokens * size.hidden * WIDE * each + BATCH * size.vocabulary * 8
+    spread = BATCH * work.context * size.hidden * WIDE * each + BATCH * size.vocabulary * 8
     extra = 0.5 if work.method in ("gptq", "sparsegpt", "awq", "smoothquant") else 0.0
     return size.loaded_bytes(dtype) * (1 + extra / 4) + cache + spread
 
@@ -210,7 +211,9 @@ def main_memory(work: Work, size: Size, dtype: str | None, gpus: int) -> float:
     factor = 2.5 if work.stage == "compress" else 1.5
     if gpus:
         return BESIDE_GPU_GB * 1e9 + (2.0 if work.stage == "compress" else 1.25) * weights
-    return BASE_GB * 1e9 + factor * weights + (graphics_memory(work, size, dtype) - weights)
+    # vLLM keeps room on a CPU for all that it answers at a time; on a GPU it takes what there is.
+    rows = min(VLLM_BATCH, work.answers) if work.method == "vllm" else BATCH
+    return BASE_GB * 1e9 + factor * weights + (graphics_memory(work, size, dtype, rows) - weights)
 
 
 def runtime(seconds: float) -> int:

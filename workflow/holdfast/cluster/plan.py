@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.cluster.configs import Sizes
-from holdfast.cluster.jobs import FOLLOWS, Job, jobs
+from holdfast.cluster.jobs import FOLLOWS, Job, jobs, snakefile
 from holdfast.cluster.needs import Requests
 from holdfast.cluster.rates import LIGHT, shipped, taken
 from holdfast.cluster.site import here
 from holdfast.cluster.work import counter
 from holdfast.config import AS_IS, DENSE, Study, load_study
+from holdfast.config.backend import answered_by, settled
+from holdfast.config.recipes import download_name
 
 
 @dataclass
@@ -59,6 +61,7 @@ class Plan:
         reasons: of the jobs left, how many run for it.
         cells: those (``MODEL/COMPRESSION/METHOD``) of which a job of their own would run, and why.
         without_size: models and judges whose size is not known.
+        kept: whether checkpoints stay when nothing needs them any more.
     """
 
     study: str
@@ -68,6 +71,7 @@ class Plan:
     reasons: dict[str, int]
     cells: dict[str, list[str]]
     without_size: list[str] = field(default_factory=list)
+    kept: bool = True
 
     def total(self, what: str) -> Any:
         return sum(getattr(stage, what) for stage in self.stages)
@@ -96,14 +100,21 @@ def plan(config: Path, say: Callable[[str], None]) -> Plan:
     Raises:
         HoldfastError: a mistake in the config or the site file, no Snakefile, or a graph that cannot be built.
     """
-    study = load_study(config)
+    results = Path("results", load_study(config).study)
+    study = answering(config, results)
     listed = [job for job in jobs(config) if job.rule != "all"]
-    sizes = Sizes(study, Path("results", study.study), reach=True, say=say)
+    sizes = Sizes(study, results, reach=True, say=say)
     found = planned(study, listed, Requests(study, sizes, site=here))
     used = {("judges", job.names["judge"]) for job in listed if "judge" in job.names}
     used |= {("models", job.names["model"]) for job in listed if "model" in job.names}
     found.without_size = sorted(name for kind, name in used if sizes.of(kind, name) is None)
     return found
+
+
+def answering(config: Path, results: Path) -> Study:
+    """The study with the backend that the workflow would settle for it."""
+    study = load_study(config)
+    return answered_by(study, settled(study, results, snakefile().parent / ".environments").backend)
 
 
 def planned(study: Study, listed: Sequence[Job], requests: Requests) -> Plan:
@@ -141,19 +152,31 @@ def planned(study: Study, listed: Sequence[Job], requests: Requests) -> Plan:
         length,
         dict(Counter(job.reason for job in running).most_common()),
         cells(running),
+        kept=study.keep_checkpoints,
     )
 
 
 def cost(job: Job, requests: Requests) -> Cost:
     """Of a job, by the shipped rates."""
     if counter(job.rule) is None:
-        return Cost(shipped().light.get(job.rule, LIGHT))
+        return Cost(shipped().light.get(job.rule, LIGHT), disk_mb=downloaded(job, requests))
     asked = requests.of(job.rule, tuple(job.names.items()))
     size, _, _ = requests.model(job.names)
     work = requests.work(job.rule, job.names)
     if work is None or size is None:
         return Cost(None, asked.gpu)
     return Cost(shipped().seconds(work, size, asked.gpu), asked.gpu, asked.disk_mb)
+
+
+def downloaded(job: Job, requests: Requests) -> int:
+    """MB of weights that a download brings into the hub client's cache, as far as its size is known."""
+    study, name = requests.study, job.names.get("download")
+    sources = {("models", key): section.source for key, section in study.models.items()}
+    sources |= {("judges", key): section.source for key, section in study.evaluate.judge_models.items()}
+    for of, source in sources.items():
+        if download_name(source) == name and (size := requests.sizes.of(*of)):
+            return round(size.stored_bytes() / 1e6)
+    return 0
 
 
 def longest(listed: Sequence[Job], seconds: Sequence[float]) -> tuple[list[str], float]:

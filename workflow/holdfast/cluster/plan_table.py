@@ -78,6 +78,8 @@ def lines(plan: Plan) -> Iterator[str]:
     if plan.total("gpu_hours"):
         yield "GPU-hours are estimates for GPUs of the 80 GB kind, not measured (docs/resources.md)"
     chain = " → ".join(f"{name} × {n}" if n > 1 else name for name, n in runs_of(plan.path))
+    if not plan.kept:
+        yield "disk: all that is written; checkpoints are removed as soon as nothing needs them, so less lies there"
     least = "at least " if plan.total("unknown") else ""
     yield f"longest path: {least}{duration(plan.path_seconds)} ({chain})"
     if plan.without_size:

@@ -17,11 +17,13 @@ LIGHT = 2.0  # seconds of a job without a model that nobody measured
 
 @dataclass(frozen=True)
 class Rate:
-    """Seconds per billion weights, and per billion weights and thousand tokens; ``jobs`` that they were measured on."""
+    """Seconds per billion weights, and per billion weights and thousand tokens, beside a start of its own; ``jobs``
+    that they were measured on."""
 
     weights: float = 0.0
     tokens: float = 0.0
     jobs: int = 0
+    start: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Graphics:
         bandwidth: bytes of memory a second that a decoding step reads weights with.
         layer: seconds a layer of a decoding step takes however small it is.
         batch: answers that are generated together.
+        vllm_start, vllm_tokens: seconds that vLLM takes to start; tokens of answers a second, times billion weights.
         per_billion: seconds per billion weights that compressions take beside their forward passes.
     """
 
@@ -44,6 +47,8 @@ class Graphics:
     bandwidth: float
     layer: float
     batch: int
+    vllm_start: float
+    vllm_tokens: float
     per_billion: Mapping[str, float]
 
 
@@ -81,6 +86,9 @@ class Rates:
         about, loaded = self.graphics, size.loaded_bytes("bfloat16")
         seconds = about.start + work.loads * loaded / about.reading
         seconds += 2 * size.active * work.tokens / about.computing
+        if work.method == "vllm":
+            answered = work.answers * work.new_tokens * size.active / 1e9
+            return seconds + about.vllm_start + answered / about.vllm_tokens
         step = max(2 * size.active / about.bandwidth, size.layers * about.layer)
         seconds += ceil(work.answers / about.batch) * work.new_tokens * step
         return seconds + about.per_billion.get(work.method, 0) * size.parameters / 1e9

@@ -52,7 +52,8 @@ class Work:
             of its answers' tokens is a pass of its own.
         context: longest sequence, tokens.
         loads: models loaded one after the other.
-        method: of a compression, what weights are changed by; else the stage.
+        method: of a compression, what weights are changed by; of answers, vllm where that gives them; of a fetched
+            checkpoint, whether it is made or copied.
         training: gradients are kept.
     """
 
@@ -84,10 +85,20 @@ def _of_set(section: Any) -> int:
     return number
 
 
-def _asked(study: Study, stage: str, number: float, new_tokens: int, question: int = PROMPT_TOKENS) -> Work:
+def _asked(
+    stage: str, number: float, new_tokens: int, question: int = PROMPT_TOKENS, method: str = ""
+) -> Work:
     """Answers to so many prompts."""
     tokens = number * (question + new_tokens)
-    return Work(stage, tokens, number, new_tokens, question + new_tokens)
+    return Work(stage, tokens, number, new_tokens, question + new_tokens, method=method)
+
+
+def _by_backend(
+    study: Study, stage: str, number: float, new_tokens: int, question: int = PROMPT_TOKENS
+) -> Work:
+    """The same by the study's backend, where that is the one that answers."""
+    method = "vllm" if study.evaluate.generate.backend == "vllm" else ""
+    return _asked(stage, number, new_tokens, question, method)
 
 
 def _train(study: Study) -> int:
@@ -126,7 +137,7 @@ def mediate(study: Study, names: Names, size: Size) -> Work:
     conditions = 4 + 2 * section.random_seeds
     if names["compression"] != DENSE:
         conditions += 2 + section.random_seeds
-    return _asked(study, "mediate", conditions * section.prompts, section.max_new_tokens)
+    return _asked("mediate", conditions * section.prompts, section.max_new_tokens)
 
 
 def edit(study: Study, names: Names, size: Size) -> Work:
@@ -185,12 +196,12 @@ def tune(study: Study, names: Names, size: Size) -> Work:
 
 
 def training_answers(study: Study, names: Names, size: Size) -> Work:
-    return _asked(study, "generate", _train(study), study.evaluate.generate.max_new_tokens)
+    return _by_backend(study, "generate", _train(study), study.evaluate.generate.max_new_tokens)
 
 
 def generate(study: Study, names: Names, size: Size) -> Work:
     number = prompts(study, "attack", "over_refusal")
-    return _asked(study, "generate", number, study.evaluate.generate.max_new_tokens)
+    return _by_backend(study, "generate", number, study.evaluate.generate.max_new_tokens)
 
 
 def attack(study: Study, names: Names, size: Size) -> Work:
@@ -198,11 +209,13 @@ def attack(study: Study, names: Names, size: Size) -> Work:
     number = min(setting.prompts or prompts(study, "attack"), prompts(study, "attack"))
     question = PROMPT_TOKENS + len(setting.system_prompt or "") // 4
     new = study.evaluate.generate.max_new_tokens
-    return _asked(study, "generate", number * (setting.samples or 1), new, question)
+    return _by_backend(study, "generate", number * (setting.samples or 1), new, question)
 
 
 def borderline(study: Study, names: Names, size: Size) -> Work:
-    return _asked(study, "generate", prompts(study, "borderline"), study.evaluate.generate.max_new_tokens)
+    return _by_backend(
+        study, "generate", prompts(study, "borderline"), study.evaluate.generate.max_new_tokens
+    )
 
 
 def ability(study: Study, names: Names, size: Size) -> Work:
@@ -223,7 +236,7 @@ def judge_by_model(study: Study, names: Names, size: Size) -> Work:
     both = prompts(study, "attack", "over_refusal")
     number = attack(study, names, size).answers if "attack" in names else both
     question = PROMPT_TOKENS + new + JUDGED_TOKENS
-    return _asked(study, "judge_by_model", number, JUDGEMENT_TOKENS, question)
+    return _by_backend(study, "judge_by_model", number, JUDGEMENT_TOKENS, question)
 
 
 def fetch(study: Study, names: Names, size: Size) -> Work:
