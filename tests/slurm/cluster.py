@@ -24,7 +24,7 @@ DAEMONS = ["munged", "slurmctld", "slurmd"]
 WHERE = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # daemons are not on every user's PATH
 MARK = "HOLDFAST_TEST_CLUSTER"
 NODES = {"n1": 0, "n2": 1, "n3": 1}  # a node and its GPUs, of type "fake"
-CPUS, MEMORY = 2, 40000  # of a node; megabytes
+CPUS, MEMORY = 4, 40000  # of a node, said to be there; megabytes
 
 CONF = """\
 ClusterName=holdfast

@@ -15,7 +15,7 @@ from unit.test_workflow import STAGE, Workflow, new_workflow, study
 ROOT = Path(__file__).parents[2]
 TABLE = "results/small/tables/refusal.csv"
 PARTITIONS = {"cpu": {"max_runtime": "1d", "max_mem_mb": 40000}, "gpu": {"max_gpu": 1, "max_mem_mb": 40000}}
-LONGEST = 240  # seconds of one run
+LONGEST = 540  # seconds of one run, on a busy machine
 
 # What a stage writes is a digest of its command and of all that it reads, so that the tables are the same only if
 # everything above them is. A lock tells two writers of one output, and the journal what began and ended where.
@@ -47,7 +47,7 @@ journal("begin")
 digest = hashlib.sha256(" ".join(sys.argv[1:]).encode())
 for before, argument in zip(sys.argv[1:], sys.argv[2:]):
     with contextlib.suppress(OSError):  # a recipe is no file
-        if argument not in written and (given := Path(argument.split("=", 1)[-1])).exists():
+        if argument not in written and before != "--config" and (given := Path(argument.split("=", 1)[-1])).exists():
             for content in read(given, before == "--results"):
                 digest.update(content)
 '''
@@ -122,6 +122,7 @@ class Submitted(NamedTuple):
     memory: str
     limit: str
     partition: str
+    gpus: str
     comment: str
 
 
@@ -194,7 +195,7 @@ def running(workflow: Workflow, cluster: Cluster, *options: str) -> Iterator[Run
 def jobs(cluster: Cluster, rule: str, states: str = "all") -> list[Submitted]:
     """The jobs of a rule that the controller remembers, in the order of submission; rule "all" for every one."""
     shown = cluster.run(
-        "squeue", "--noheader", f"--states={states}", "--sort=i", "--format=%A|%T|%m|%l|%P|%k"
+        "squeue", "--noheader", f"--states={states}", "--sort=i", "--format=%A|%T|%m|%l|%P|%b|%k"
     )
     rows = [Submitted(*line.split("|")) for line in shown.splitlines()]
     return [row for row in rows if rule == "all" or row.comment.startswith(f"rule_{rule}_")]

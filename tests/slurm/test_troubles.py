@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from studies import TABLE, Run, almost_finished, begun, jobs, journal, running
+from studies import TABLE, Run, almost_finished, begun, jobs, journal, running, smaller_study
 from unit.test_workflow import Workflow
 
 MISSING = "wanda-40/aird/ability", "dense/as-is/generations", "dense/as-is/verdicts"
@@ -31,6 +31,26 @@ def as_undisturbed(finished: Workflow, workflow: Workflow) -> Callable[[], None]
 def once(workflow: Workflow, stage: str, trouble: str) -> None:
     """A shell command before the first try of a stage."""
     (workflow.folder / "trouble").write_text(ONCE.format(stage=stage, trouble=trouble))
+
+
+def test_what_lacks_memory_or_time_is_tried_again_with_more(
+    cluster: Cluster, workflow: Workflow, as_undisturbed: Callable[[], None]
+) -> None:
+    config = smaller_study()
+    config["models"]["tiny"] |= {"memory_gb": 0.5, "hours": 1 / 60}
+    workflow.write(config)
+    # Half a gigabyte beside Snakemake itself, at every try; and a sleep that only the time limit ends, once.
+    hungry = "bin/python -c 'import time; held = bytearray(500 * 2**20); time.sleep(4)'"
+    once(workflow, "ability", "sleep 600")
+    with (workflow.folder / "trouble").open("a") as trouble:
+        trouble.write(f'case "$*" in "generate "*) {hungry} || exit 1;; esac\n')
+    with running(workflow, cluster) as run:
+        run.well()
+    tries = [(job.state, job.memory) for job in jobs(cluster, "generate")]
+    assert tries[-2:] == [("FAILED", "500M"), ("COMPLETED", "1000M")]
+    tries = [(job.state, job.limit) for job in jobs(cluster, "ability")]
+    assert tries[-2:] == [("TIMEOUT", "1:00"), ("COMPLETED", "2:00")]
+    as_undisturbed()
 
 
 def test_a_cancelled_job_is_submitted_again(

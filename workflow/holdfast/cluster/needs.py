@@ -111,7 +111,11 @@ class Requests:
         if about.hours is not None:
             minutes = ceil(about.hours * 60)
         kind = self.site().gpu_type if gpus else None
-        return Asked(gpus, kind, mem * attempt, minutes * attempt, disk, threads)
+        most, longest = self.site().limits(gpus)
+        # What no partition has would wait for ever. Time is asked for generously; memory that does not fit is refused.
+        return Asked(
+            gpus, kind, max(mem, min(mem * attempt, most)), min(minutes * attempt, longest), disk, threads
+        )
 
     def work(self, rule: str, names: dict[str, str]) -> Work | None:
         """None where it depends on a size that is not known, or the rule runs no model."""

@@ -12,6 +12,7 @@ from holdfast.config.values import Positive, Section, either
 from holdfast.errors import HoldfastError
 
 NAME = "site.yaml"
+UNLIMITED = 10**9
 
 
 def minutes(time: int | str) -> int:
@@ -69,6 +70,13 @@ class Site(Section):
         default=80.0, ge=0, description="memory of one GPU, in GB; 0 where there are no GPUs"
     )
     partitions: dict[Word, Partition] = Field(default={}, description="where jobs may go, with limits")
+
+    def limits(self, gpus: int) -> tuple[int, int]:
+        """The most memory (MB) and the longest time (minutes) of the partitions that take jobs of so many GPUs."""
+        fit = [p for p in self.partitions.values() if p.max_gpu >= gpus]
+        memory = [p.max_mem_mb or UNLIMITED for p in fit]
+        times = [minutes(p.max_runtime) if p.max_runtime else UNLIMITED for p in fit]
+        return max(memory, default=UNLIMITED), max(times, default=UNLIMITED)
 
 
 def site_file() -> Path:
