@@ -145,7 +145,10 @@ def compare(folder: Path, prompts: list[dict[str, Any]], given: argparse.Namespa
     dtype = str(model.dtype).removeprefix("torch.")
     print(f"{given.prompts} prompts, {plain.tokens} tokens answered, {dtype}, {computer()}")
     print(f"bare generate, batch {best}: {plain.told()}")
-    print(f"transformers path: {path.told()}; of bare generate {statistics.median(ratios):.3f}")
+    busy = [a.processor / b.processor for a, b in zip(*took.values(), strict=True)]
+    print(f"transformers path: {path.told()}")
+    shares = f"{statistics.median(ratios):.3f}, by processor seconds {statistics.median(busy):.3f}"
+    print(f"transformers path / bare generate: {shares}")
     if given.vllm:
         command = [str(given.vllm), __file__, str(given.checkpoint), "--only-vllm", "--batch", str(best)]
         command += [

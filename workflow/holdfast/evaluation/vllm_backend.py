@@ -232,4 +232,5 @@ def said(error: BaseException) -> str:
     told = [line for line in lines if not re.match(r"\d+ validation errors? for ", line)] or [
         type(error).__name__
     ]
-    return told[0].removeprefix("Value error, ").partition(" [type=")[0]
+    line = next((line for line in told if line.startswith("Value error, ")), told[0])
+    return line.removeprefix("Value error, ").partition(" [type=")[0]
