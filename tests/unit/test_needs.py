@@ -10,7 +10,7 @@ import torch
 import yaml
 from gguf import GGUFReader
 from good_study import changed
-from holdfast.checkpoints import placement, weight_bytes
+from holdfast.checkpoints import load_model, placement, weight_bytes
 from holdfast.cluster import configs
 from holdfast.cluster.configs import Sizes
 from holdfast.cluster.needs import FIXED, Asked, Requests
@@ -24,6 +24,7 @@ from holdfast.embedded.conversion import CONFIG, gguf_file
 from holdfast.errors import HoldfastError
 from real_configs import LLAMA_2_7B, REAL
 from tiny import tiny_llama
+from transformers import LlamaForCausalLM
 
 REFUSAL = Path(__file__).parents[2] / "config/refusal.yaml"
 LLAMA_70B = REAL["Llama-3.1-8B"][1] | {
@@ -295,6 +296,27 @@ def test_a_model_that_fits_stays_on_one_gpu() -> None:
     assert placement(16 * 10**9, [80 * 10**9] * 4) == {"": 0}
     assert placement(141 * 10**9, [80 * 10**9] * 4) == "auto"
     assert placement(16 * 10**9, [12 * 10**9]) == "auto"
+
+
+@pytest.mark.parametrize(("free", "device_map"), [(10**9, {"": 0}), (10**4, "auto")])
+def test_loading_looks_at_the_gpus_that_are_visible(
+    free: int, device_map: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What loading asks of transformers, on a machine that claims two GPUs with so much free memory each."""
+    asked: dict[str, Any] = {}
+    plain = LlamaForCausalLM.from_pretrained.__func__
+
+    def from_pretrained(kind: Any, *args: Any, device_map: Any, **options: Any) -> Any:
+        asked["device_map"] = device_map
+        return plain(kind, *args, **options)
+
+    folder = tiny_llama(tmp_path / "model")
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", classmethod(from_pretrained))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**11))
+    load_model(folder)
+    assert asked["device_map"] == device_map
 
 
 def test_weights_are_counted_in_the_dtype_they_are_loaded_in(tmp_path: Path) -> None:

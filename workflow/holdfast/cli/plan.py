@@ -21,7 +21,9 @@ def plan(
     from holdfast.cluster.plan import plan as planned
     from holdfast.cluster.plan_table import rendered
 
-    found = planned(config, lambda line: print(line, file=sys.stderr))
+    # Seconds for hundreds of jobs, half a minute for ten thousand: a terminal shows that something happens.
+    with Console(stderr=True).status("Snakemake lists the study's jobs …"):
+        found = planned(config, lambda line: print(line, file=sys.stderr))
     if as_json:
         typer.echo(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
         return
