@@ -23,7 +23,8 @@ from holdfast.errors import HoldfastError
 FILLED = 0.9  # share of a GPU's memory that is counted on
 BY_CPU = 0.3e9  # weights of a model that is run without a GPU: a tenth of the smallest that studies are about
 FULL_PRECISION = 4
-BASE_GB = 3.0  # main memory of a job beside its model: Python, torch, the libraries
+BASE_GB = 2.0  # main memory of a job beside its model: Python, torch, the libraries
+VLLM_GB = 4.0  # the same of vLLM on a CPU, which is two processes
 BESIDE_GPU_GB = 8.0  # the same where a GPU is driven
 GPU_BASE_GB = 4.0  # memory of a GPU beside weights and cache: its libraries and buffers
 BATCH = 16  # answers at a time that must fit; a stage takes fewer when memory runs out, and more when there is plenty
@@ -36,14 +37,17 @@ SHARD_BYTES = 500_000_000
 RECORDS_BYTES = 10e6  # of a stage that writes answers, scores and records
 NO_GPU = {"fetch", "fetch_judge", "instruct"}
 # Steered and instructed copies share their weights with what they are copies of.
+CALIBRATED = {"wanda", "sparsegpt", "gptq", "awq", "smoothquant"}
+# Stages that hold matrices twice while they change or write them: main memory in models.
+COPIES = {"compress": 2.5, "edit": 2.5, "tune": 2.0}
 CHECKPOINTS = {"fetch", "fetch_judge", "compress", "recalibrate", "edit", "tune"}
 # What was asked for before sizes were known, and is where they are not: main memory in MB, minutes, disk in MB.
 FIXED: dict[str, tuple[int, int, int]] = {
     "fetch": (8000, 120, 40000),
     "fetch_judge": (8000, 120, 40000),
     "activations": (16000, 60, 2000),
-    "instruct": (4000, 30, 40000),
-    "steer": (16000, 120, 40000),
+    "instruct": (4000, 30, 100),
+    "steer": (16000, 120, 100),
     "mediate": (16000, 120, 100),
     "judge_by_model": (32000, 240, 100),
     "judge_attack_by_model": (32000, 240, 100),
@@ -199,8 +203,8 @@ def graphics_memory(work: Work, size: Size, dtype: str | None, rows: float = BAT
     tokens = rows * work.context if work.answers else max(work.context, BATCH * 48)
     cache = tokens * size.kv_per_token * each
     spread = BATCH * work.context * size.hidden * WIDE * each + BATCH * size.vocabulary * 8
-    extra = 0.5 if work.method in ("gptq", "sparsegpt", "awq", "smoothquant") else 0.0
-    return size.loaded_bytes(dtype) * (1 + extra / 4) + cache + spread
+    statistics = size.loaded_bytes(dtype) / 8 if work.method in CALIBRATED else 0
+    return size.loaded_bytes(dtype) + statistics + cache + spread
 
 
 def main_memory(work: Work, size: Size, dtype: str | None, gpus: int) -> float:
@@ -212,12 +216,13 @@ def main_memory(work: Work, size: Size, dtype: str | None, gpus: int) -> float:
         return BASE_GB * 1e9 + 2.5 * size.parameters * FULL_PRECISION
     if work.stage == "instruct":
         return BASE_GB * 1e9
-    factor = 2.5 if work.stage == "compress" else 1.5
+    copies = COPIES.get(work.stage, 1.5)
     if gpus:
-        return BESIDE_GPU_GB * 1e9 + (2.0 if work.stage == "compress" else 1.25) * weights
+        return BESIDE_GPU_GB * 1e9 + max(copies - 0.5, 1.25) * weights
     # vLLM keeps room on a CPU for all that it answers at a time; on a GPU it takes what there is.
     rows = min(VLLM_BATCH, work.answers) if work.method == "vllm" else BATCH
-    return BASE_GB * 1e9 + factor * weights + (graphics_memory(work, size, dtype, rows) - weights)
+    base = VLLM_GB if work.method == "vllm" else BASE_GB
+    return base * 1e9 + copies * weights + (graphics_memory(work, size, dtype, rows) - weights)
 
 
 def runtime(seconds: float) -> int:
