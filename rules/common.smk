@@ -145,6 +145,8 @@ TUNING = f"{workflow.basedir}/workflow/holdfast/embedded/refusal-adapter/recipe.
 MODEL_JUDGES = [j for j in STUDY.evaluate.judges if j in STUDY.evaluate.judge_models]
 DOWNLOADS = downloads(STUDY)  # recipes, by name
 HELD_OUT = f"results/{STUDY.study}/prompts/held_out.txt"
+# Whether directions are tried in each other's models.
+TRANSFERRED = STUDY.evaluate.transfer.nulls > 0
 # (model, compression) of every cell, each once.
 CHECKPOINTS = list(dict.fromkeys((c.model, c.compression) for c in CELLS))
 CELLS_OF = {
@@ -427,8 +429,8 @@ def users_of_cell(names):
 def users_of_compression(wildcards):
     """What is measured on a compression's checkpoint, and on all that is made from it."""
     folder = "<results>/{model}/{compression}"
-    used = [f"{folder}/direction", f"{folder}/transfer.json"]
-    used.append(f"{folder}/mediation/verdicts.jsonl")
+    used = [f"{folder}/direction", f"{folder}/mediation/verdicts.jsonl"]
+    used += [f"{folder}/transfer.json"] if TRANSFERRED else []
     found = [file.format(**wildcards) for file in used]
     for cell in CELLS_OF[wildcards.model, wildcards.compression]:
         found += users_of_cell(cell._asdict())

@@ -26,7 +26,8 @@ rule tables:
             "<results>/{model}/{compression}/mediation/verdicts.jsonl"
         ),
         transfers=of_checkpoints(
-            "<results>/{model}/{compression}/transfer.json", compressed
+            "<results>/{model}/{compression}/transfer.json",
+            lambda compression: TRANSFERRED and compressed(compression),
         ),
         comparisons=of_checkpoints(
             "<results>/{model}/{compression}/comparison.json", compressed

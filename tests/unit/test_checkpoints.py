@@ -307,7 +307,7 @@ def test_an_adapter_is_merged(dense: Path, tmp_path: Path) -> None:
         ({"source": "git:x"}, "is no source"),
         ({"source": "path:/nowhere"}, "no such folder"),
         ({"source": "package:nothing"}, "no embedded model"),
-        ({"source": "hub:nobody/nothing@main"}, "cannot be fetched"),
+        ({"source": "hub:nobody/nothing@main"}, "not downloaded"),
         ({"source": "path:x", "dtype": "int3"}, "unknown dtype"),
         ({"source": "path:x", "sauce": 1}, "unknown key sauce"),
         ({"source": "path:x", "adapter": "package:no_such_package/lora"}, "not installed"),

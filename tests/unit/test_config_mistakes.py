@@ -101,6 +101,8 @@ MISTAKES = [
     ("methods/tuned", {"tune": "lora", "rank": 0}, "0 is out of range; give a value above 0", "methods.tuned.rank"),
     ("prompts/attack/split", "test", "only a hub: source has it; remove this key"),
     ("prompts/attack/source", "hub:a/b@c", "a hub: source needs it; add it, for exa", "prompts.attack.split"),
+    ("evaluate/transfer", {"nulls": 2}, "2 make no null; give 3 or more, or 0 to transfer nothing",
+     "evaluate.transfer.nulls"),
     # attack settings
     ("evaluate/attacks/plain", {"prefix": "Sure"}, "'plain' is the name of the attack without settings; choose ano"),
     ("evaluate/attacks/off on", {"prefix": "Sure"}, "'off on' cannot be a folder's name; use up to 64 letters"),

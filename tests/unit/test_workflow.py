@@ -305,6 +305,10 @@ def test_a_new_zero_shot_task_measures_ability_alone(rerun: Callable[..., dict[s
     assert jobs == {"download": 1, "disjoint": 1, "ability": 7, **SUMMED_UP}
 
 
+def test_leaving_the_transfer_out_changes_the_tables_alone(rerun: Callable[..., dict[str, int]]) -> None:
+    assert rerun(lambda c: c["evaluate"].update(transfer={"nulls": 0})) == SUMMED_UP
+
+
 def test_another_recipe_runs_the_cells_that_follow_from_it(rerun: Callable[..., dict[str, int]]) -> None:
     jobs = rerun(lambda c: c["compressions"]["magnitude-20"].update(sparsity=0.25))
     one = dict.fromkeys(("compress", "activations", "direction", "compare", "transfer", "mediate"), 1)

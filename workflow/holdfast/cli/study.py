@@ -124,7 +124,16 @@ def tables(
     borderline = study.prompts.borderline is not None
     left = read_undone(undone) if undone else None
     cells, stages = study.cells(), study.stages()
-    frame = collect(results, cells, judges, stages, study.attacks_on, borderline=borderline, undone=left)
+    frame = collect(
+        results,
+        cells,
+        judges,
+        stages,
+        study.attacks_on,
+        borderline=borderline,
+        transferred=study.evaluate.transfer.nulls > 0,
+        undone=left,
+    )
     write_tables(frame, out, judges)
 
 

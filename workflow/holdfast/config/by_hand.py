@@ -86,6 +86,7 @@ class CompareRecipe(Versioned):
 
 
 class TransferRecipe(Transfer, Versioned):
+    nulls: Annotated[int, Field(ge=3)] = 8
     seed: int = Field(default=0, ge=0, description="seed of the nulls and the bootstrap")
 
 

@@ -225,10 +225,18 @@ class Mediation(Section):
 class Transfer(Section):
     """Does one model's direction act in the other: scores on validation prompts, beside three nulls."""
 
-    nulls: Annotated[int, Field(ge=3)] = Field(
+    nulls: Annotated[int, Field(ge=0)] = Field(
         default=8,
-        description="random directions, directions of shuffled labels and of half of the prompts, of each 3 or more",
+        description="random directions, directions of shuffled labels and of half of the prompts, of each 3 or more; "
+        "0: nothing is transferred",
     )
+
+    @field_validator("nulls")
+    @classmethod
+    def enough(cls, nulls: int) -> int:
+        if nulls in (1, 2):
+            raise BadValueError(f"{nulls} make no null", "give 3 or more, or 0 to transfer nothing")
+        return nulls
 
 
 class ZeroShot(Section):

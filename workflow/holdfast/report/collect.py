@@ -41,6 +41,7 @@ def collect(
     attacked: Callable[[str], Sequence[str]] = lambda model: (),
     *,
     borderline: bool = False,
+    transferred: bool = True,
     undone: Undone | None = None,
 ) -> pd.DataFrame:
     """Read the measures of ``cells`` from ``results/STUDY``.
@@ -52,6 +53,7 @@ def collect(
         stages: which stage makes each method, by name (``Study.stages``); ``edit`` where none is named.
         attacked: names of the attack settings of a model (``Study.attacks_on``).
         borderline: whether the study has borderline prompts.
+        transferred: whether it tries directions in each other's models.
         undone: what a run left undone. Its files are not read; the cells it belongs to get rows ``missing[STAGE]``.
 
     Returns:
@@ -67,7 +69,7 @@ def collect(
     undone = undone or Undone()
     with without(results, undone.files) as finished:
         refuse_two_backends(finished, listed, attacked)
-        rows = list(_rows(finished, listed, judges, stages or {}, attacked, borderline, undone))
+        rows = list(_rows(finished, listed, judges, stages or {}, attacked, borderline, transferred, undone))
     return typed(pd.DataFrame(rows, columns=COLUMNS))
 
 
@@ -78,6 +80,7 @@ def _rows(
     stages: Mapping[str, str],
     attacked: Callable[[str], Sequence[str]],
     borderline: bool,
+    transferred: bool,
     undone: Undone,
 ) -> Iterator[dict[str, Any]]:
     zero_shot = [
@@ -90,7 +93,7 @@ def _rows(
         measured |= (attacks.borderline(cell, judges) if borderline else {}) | ability.ability(cell, tasks)
         if method == AS_IS:
             measured |= mechanism.mechanism(results / model / compression, compression)
-            if compression != DENSE:
+            if transferred and compression != DENSE:
                 measured |= transfer.transfer(results / model / compression / "transfer.json")
         else:
             of_methods = {
