@@ -7,6 +7,7 @@ min_version("9.27")
 
 
 include: "rules/common.smk"
+include: "rules/run.smk"
 include: "rules/prompts.smk"
 include: "rules/environments.smk"
 include: "rules/fetch.smk"

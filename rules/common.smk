@@ -5,18 +5,15 @@ import itertools
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
-from holdfast.cluster.claim import RUN, claim, refuse_latecomer, release
-from holdfast.cluster.commands import prepare
+from holdfast.cluster.claim import refuse_latecomer
 from holdfast.cluster.configs import Sizes
 from holdfast.cluster.needs import Requests
 from holdfast.cluster.site import Site, here
-from holdfast.cluster.undone import undone
 from holdfast.config import AS_IS, DENSE, load_study
-from holdfast.config.backend import answered_by, record, settled
+from holdfast.config.backend import answered_by, settled
 from holdfast.config.recipes import TASKS, download_name, downloads
 from holdfast.errors import HoldfastError
 from holdfast.hub import SWITCHES, USERS
@@ -24,12 +21,6 @@ from holdfast.hub import SWITCHES, USERS
 # Snakemake makes millions of objects that stay while it plans. With Python's own thresholds the collector looks at them
 # over and over: a fifth of the time that planning takes.
 gc.set_threshold(200_000, 30, 30)
-
-TROUBLE = """\
-Some jobs failed; their messages stand above and in results/STUDY/logs. Run the same command again to go on
-where it stopped.
-"""
-LONG_AGO = 946684800  # 2000-01-01, seconds
 
 
 def study_file():
@@ -72,68 +63,6 @@ os.environ.update(
         [os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]
     )
 )
-
-
-CLAIMS = []  # the study's lock, held while this process lives
-
-
-def begin():
-    """Before the first job: claim the study, so that nothing else writes into it. Ends a run that cannot begin."""
-    executor = workflow.scheduler._executor
-    by_slurm = type(executor).__module__.startswith("snakemake_executor_plugin_slurm")
-    run = executor.run_uuid if by_slurm else None  # the name of all its Slurm jobs
-    try:
-        if by_slurm:
-            prepare(Path(workflow.basedir, "profiles/slurm"))
-        CLAIMS.append(
-            claim(
-                Path("results", STUDY.study),
-                run,
-                say=lambda line: print(line, file=sys.stderr),
-            )
-        )
-        record(ANSWERS, Path("results", STUDY.study))
-    except HoldfastError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    if run:
-        os.environ.update({RUN: run})
-
-
-def end():
-    """All jobs have ended, well or not."""
-    while CLAIMS:
-        release(CLAIMS.pop())
-
-
-def write_with_gaps(workflow):
-    """After a run in which jobs failed: the tables, figures and page of what is there, missing cells marked."""
-    results = Path("results", STUDY.study)
-    tables, page = results / "tables", results / "report/index.html"
-    left = undone(workflow.dag, workflow.scheduler.failed, results)
-    waiting = {job.rule.name: job for job in workflow.dag.needrun_jobs()}.get("tables")
-    failed = {stage for job in left for stage in job["failed"]}
-    if waiting is None or failed & {"tables", "figures", "report"}:
-        return  # not asked for, or not for a lack of results
-    record = results / "logs/undone.json"
-    record.parent.mkdir(exist_ok=True)
-    record.write_text(json.dumps(left, indent=1) + "\n")
-    of_study = ["--config", STUDY_FILE, "--results", results]
-    commands = [
-        ["tables", tables, *of_study, "--undone", record],
-        ["figures", results / "figures", "--tables", tables],
-        ["report", page, *of_study],
-    ]
-    for command in commands:
-        if subprocess.run(["holdfast", *command], check=False).returncode:
-            return
-        # Snakemake shall take these tables for older than any result, whatever it remembers of earlier ones, so that
-        # the next run makes them again, and with them the figures and the page.
-        for file in waiting.output:
-            os.utime(file, (LONG_AGO, LONG_AGO))
-            workflow.persistence.cleanup_metadata(file)
-    print(f"What is there, missing cells marked: {tables}, {page}", file=sys.stderr)
-
 
 CELLS = STUDY.cells()
 PROMPT_ROLES = STUDY.prompts.roles()

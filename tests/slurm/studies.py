@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 from cluster import Cluster, wait_for
-from unit.test_workflow import STAGE, Workflow, new_workflow, study
+from workflows import STAGE, Workflow, new_workflow, study
 
 ROOT = Path(__file__).parents[2]
 TABLE = "results/small/tables/refusal.csv"

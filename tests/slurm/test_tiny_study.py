@@ -7,7 +7,7 @@ from pathlib import Path
 from cluster import Cluster
 from integration.test_study import make_study, run, save
 from studies import PARTITIONS, ROOT, copy_profile, jobs, running
-from unit.test_workflow import Workflow
+from workflows import Workflow
 
 WITHOUT_TIMES = ("refusal.csv", "refusal.tex", "claims.csv", "leaderboard.csv")  # costs.csv has seconds
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cluster import Cluster
 from studies import TABLE, Run, almost_finished, begun, jobs, journal, running, smaller_study
-from unit.test_workflow import Workflow
+from workflows import Workflow
 
 MISSING = "wanda-40/aird/ability", "dense/as-is/generations", "dense/as-is/verdicts"
 ONCE = 'case "$*" in "{stage} "*) mkdir tried-{stage} 2>/dev/null && {trouble};; esac\n'

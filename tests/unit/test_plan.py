@@ -25,7 +25,7 @@ from holdfast.errors import HoldfastError
 from real_configs import REAL
 from rich.console import Console
 from typer.testing import CliRunner
-from unit.test_workflow import Workflow, new_workflow, study
+from workflows import Workflow, new_workflow, study
 
 REFUSAL = Path(__file__).parents[2] / "config/refusal.yaml"
 CONFIG = REAL["Llama-3.1-8B"][1]

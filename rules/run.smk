@@ -1,0 +1,72 @@
+# What a run does before its first job and after its last.
+import subprocess
+
+from holdfast.cluster.claim import RUN, claim, release
+from holdfast.cluster.commands import prepare
+from holdfast.cluster.undone import undone
+from holdfast.config.backend import record
+
+TROUBLE = """\
+Some jobs failed; their messages stand above and in results/STUDY/logs. Run the same command again to go on
+where it stopped.
+"""
+LONG_AGO = 946684800  # 2000-01-01, seconds
+CLAIMS = []  # the study's lock, held while this process lives
+
+
+def begin():
+    """Before the first job: claim the study, so that nothing else writes into it. Ends a run that cannot begin."""
+    executor = workflow.scheduler._executor
+    by_slurm = type(executor).__module__.startswith("snakemake_executor_plugin_slurm")
+    run = executor.run_uuid if by_slurm else None  # the name of all its Slurm jobs
+    try:
+        if by_slurm:
+            prepare(Path(workflow.basedir, "profiles/slurm"))
+        CLAIMS.append(
+            claim(
+                Path("results", STUDY.study),
+                run,
+                say=lambda line: print(line, file=sys.stderr),
+            )
+        )
+        record(ANSWERS, Path("results", STUDY.study))
+    except HoldfastError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    if run:
+        os.environ.update({RUN: run})
+
+
+def end():
+    """All jobs have ended, well or not."""
+    while CLAIMS:
+        release(CLAIMS.pop())
+
+
+def write_with_gaps(workflow):
+    """After a run in which jobs failed: the tables, figures and page of what is there, missing cells marked."""
+    results = Path("results", STUDY.study)
+    tables, page = results / "tables", results / "report/index.html"
+    left = undone(workflow.dag, workflow.scheduler.failed, results)
+    waiting = {job.rule.name: job for job in workflow.dag.needrun_jobs()}.get("tables")
+    failed = {stage for job in left for stage in job["failed"]}
+    if waiting is None or failed & {"tables", "figures", "report"}:
+        return  # not asked for, or not for a lack of results
+    listed = results / "logs/undone.json"
+    listed.parent.mkdir(exist_ok=True)
+    listed.write_text(json.dumps(left, indent=1) + "\n")
+    of_study = ["--config", STUDY_FILE, "--results", results]
+    commands = [
+        ["tables", tables, *of_study, "--undone", listed],
+        ["figures", results / "figures", "--tables", tables],
+        ["report", page, *of_study],
+    ]
+    for command in commands:
+        if subprocess.run(["holdfast", *command], check=False).returncode:
+            return
+        # Snakemake shall take these tables for older than any result, whatever it remembers of earlier ones, so that
+        # the next run makes them again, and with them the figures and the page.
+        for file in waiting.output:
+            os.utime(file, (LONG_AGO, LONG_AGO))
+            workflow.persistence.cleanup_metadata(file)
+    print(f"What is there, missing cells marked: {tables}, {page}", file=sys.stderr)
