@@ -1,7 +1,11 @@
 """What jobs ask for: GPUs, memory, time, disk and threads, from the sizes of their models."""
 
 import json
+import os
+import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,8 @@ from holdfast.config import Study, load_study
 from holdfast.config.backend import answered_by
 from holdfast.embedded.conversion import CONFIG, gguf_file
 from holdfast.errors import HoldfastError
+from holdfast.hub import USERS
+from hub_stand_in import REPOSITORY, Hub, hub
 from real_configs import LLAMA_2_7B, REAL
 from tiny import tiny_llama
 from transformers import LlamaForCausalLM
@@ -289,6 +295,58 @@ def test_a_hub_that_cannot_be_reached_is_told_in_one_line(
     size, said = sizes(tmp_path, HUB, reach=True, billion_parameters=6.738)
     assert size is not None
     assert (size.parameters, said) == (6_738_000_000, [])
+
+
+ASK = """\
+import json, os, sys
+from pathlib import Path
+from holdfast.cluster.configs import Sizes
+from holdfast.config import load_study
+said = []
+size = Sizes(load_study(Path("study.yaml")), Path("results"), True, said.append).of("models", "m")
+print(json.dumps([size and size.parameters, said, os.environ.get("HF_HUB_OFFLINE")]))
+"""
+
+
+def ask(folder: Path, server: Hub, **environment: str) -> list[Any]:
+    """The size of a model of the hub in a process of its own, as the Snakefile asks for it: with the hub switched off
+    for its jobs, and the user's own switch beside it."""
+    model = {"source": f"hub:{REPOSITORY}@main", "dtype": "float32"}
+    (folder / "study.yaml").write_text(yaml.safe_dump(changed("models", {"m": model})))
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and "proxy" not in k.lower()}
+    kept |= {"HF_HOME": str(folder / "hub"), "HF_ENDPOINT": server.address}
+    kept |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", USERS: "", **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", ASK], cwd=folder, env=kept, capture_output=True, text=True, check=True
+    )
+    found: list[Any] = json.loads(done.stdout)
+    return found
+
+
+def test_the_hub_is_asked_for_the_config_alone_and_once(tmp_path: Path) -> None:
+    with hub(tiny_llama(tmp_path / "model")) as server:
+        true = size_of(json.loads((tmp_path / "model/config.json").read_text())).parameters
+        assert ask(tmp_path, server) == [true, [], "1"]
+        assert {path.rpartition("/")[2] for _, path, _ in server.asked} == {"config.json"}
+        server.asked.clear()
+        shutil.rmtree(tmp_path / "hub")
+        assert ask(tmp_path, server) == [true, [], "1"]
+        assert server.asked == []
+
+
+def test_the_users_own_switch_and_licences_are_respected(tmp_path: Path) -> None:
+    with hub(tiny_llama(tmp_path / "model")) as server:
+        size, said, _ = ask(tmp_path, server, **{USERS: "1"})
+        assert (size, server.asked) == (None, [])
+        assert [line.partition(",")[0] for line in said] == ["hub: cannot be reached"]
+        server.token = "hf_SecretOfThisTest"
+        size, said, _ = ask(tmp_path, server)
+        assert size is None
+        assert len(said) == 1
+        assert said[0].startswith(
+            "size of m not known before it is fetched: hub:tests/tiny@main: its config.json cannot"
+        )
+        assert ask(tmp_path, server, HF_TOKEN=server.token)[0] is not None
 
 
 def test_no_network_is_found_out_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
