@@ -100,8 +100,10 @@ def plan(config: Path, say: Callable[[str], None]) -> Plan:
     Raises:
         HoldfastError: a mistake in the config or the site file, no Snakefile, or a graph that cannot be built.
     """
-    results = Path("results", load_study(config).study)
-    study = answering(config, results)
+    study = load_study(config)
+    results = Path("results", study.study)
+    # What answers the prompts, as the workflow would settle it.
+    study = answered_by(study, settled(study, results, snakefile().parent / ".environments").backend)
     listed = [job for job in jobs(config) if job.rule != "all"]
     sizes = Sizes(study, results, reach=True, say=say)
     found = planned(study, listed, Requests(study, sizes, site=here))
@@ -109,12 +111,6 @@ def plan(config: Path, say: Callable[[str], None]) -> Plan:
     used |= {("models", job.names["model"]) for job in listed if "model" in job.names}
     found.without_size = sorted(name for kind, name in used if sizes.of(kind, name) is None)
     return found
-
-
-def answering(config: Path, results: Path) -> Study:
-    """The study with the backend that the workflow would settle for it."""
-    study = load_study(config)
-    return answered_by(study, settled(study, results, snakefile().parent / ".environments").backend)
 
 
 def planned(study: Study, listed: Sequence[Job], requests: Requests) -> Plan:
