@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +10,7 @@ import pytest
 import torch
 from holdfast.errors import HoldfastError
 from holdfast.files import write_json, write_jsonl
+from holdfast.provenance import input_checksum
 from holdfast.refusal.comparison import (
     Pair,
     compare,
@@ -57,8 +59,8 @@ def activations(rotated: bool) -> dict[str, torch.Tensor]:
     return found
 
 
-def folder(path: Path, rotated: bool) -> Path:
-    """What the stages activations and direction write for it, the source at the turned layer."""
+def folder(path: Path, rotated: bool, source: int = TURNED) -> Path:
+    """What the stages activations and direction write for it, the direction's source at the turned layer."""
     values = activations(rotated)
     for name in ("activations", "direction"):
         (path / name).mkdir(parents=True)
@@ -68,15 +70,16 @@ def folder(path: Path, rotated: bool) -> Path:
         write_jsonl(
             path / f"activations/{kind}.jsonl", [{"id": i, "text": f"{kind} {i}"} for i in range(PROMPTS)]
         )
-    d = (values["harmful"].double().mean(0) - values["harmless"].double().mean(0))[0, TURNED].float()
+    d = (values["harmful"].double().mean(0) - values["harmless"].double().mean(0))[0, source].float()
     tensors = {
         "direction": d / d.norm(),
         "mean_difference": d,
         "harmless_mean": values["harmless"].mean(0)[0],
     }
     save_file({k: v.contiguous() for k, v in tensors.items()}, path / "direction/direction.safetensors")
-    write_json(path / "direction/direction.json", {"layer": TURNED, "position": -1, "usable": True})
-    write_json(path / "direction/provenance.json", {})
+    write_json(path / "direction/direction.json", {"layer": source, "position": -1, "usable": True})
+    inputs = {"activations": input_checksum(path / "activations")}
+    write_json(path / "direction/provenance.json", {"inputs": inputs})
     return path
 
 
@@ -95,7 +98,7 @@ def test_a_rotation_by_a_known_angle_in_one_layer_is_found(tmp_path: Path) -> No
     assert table.loc[0, ["cosine", "p"]].isna().all()  # nothing differs there: no direction, no test
     assert table.loc[[1, 3], "cosine"].to_numpy() == pytest.approx(1.0)
     assert (table.loc[[1, 3], "p"] > 0.9).all()
-    assert table.loc[TURNED, "p_holm"] == pytest.approx(3 * table.loc[TURNED, "p"])  # of three places tested
+    assert table.loc[TURNED, "p_holm"] == pytest.approx(3 * table.loc[TURNED, "p"], abs=0)  # of three tested
     assert table.loc[TURNED, "p"] < 1e-6  # and would stand in a table of thousands
     assert math.isnan(table.loc[0, "p_holm"])
     assert table.loc[TURNED, "split_half_low"] > table.loc[TURNED, "high"]
@@ -104,6 +107,25 @@ def test_a_rotation_by_a_known_angle_in_one_layer_is_found(tmp_path: Path) -> No
         assert ((low < mean) & (mean < high)).all()
     assert table.loc[TURNED, "low"] <= math.cos(ANGLE) <= table.loc[TURNED, "high"]
     assert json.loads((tmp_path / "comparison.json").read_text()) == result
+
+
+def test_at_the_dense_source_is_where_the_dense_direction_was_found(tmp_path: Path) -> None:
+    """The turned model's own source is a layer where nothing was turned."""
+    dense, turned = folder(tmp_path / "dense", False), folder(tmp_path / "turned", True, source=1)
+    result = compare(dense, turned, tmp_path / "comparison.json", tmp_path / "comparison.csv", seed=0)
+    same = result["cosine_same_source"]
+    assert same["low"] <= math.cos(ANGLE) <= same["high"]
+    assert result["cosine"]["low"] > same["high"]
+
+
+def test_activations_of_another_model_are_refused(tmp_path: Path) -> None:
+    """They fit in shape and prompts, and would be compared with themselves."""
+    dense, turned = folder(tmp_path / "dense", False), folder(tmp_path / "turned", True)
+    shutil.rmtree(dense / "activations")
+    shutil.copytree(turned / "activations", dense / "activations")
+    with pytest.raises(HoldfastError, match="not of the activations"):
+        compare(dense, turned, tmp_path / "comparison.json", tmp_path / "comparison.csv", seed=0)
+    assert not (tmp_path / "comparison.json").exists()
 
 
 def test_intervals_are_as_wide_as_estimates_scatter() -> None:

@@ -225,6 +225,29 @@ def test_the_search_starts_where_the_edit_is_and_stops_at_the_winner(study: dict
     assert second == sorted(range(len(scores)), key=scores.__getitem__)[-2]
 
 
+@pytest.mark.parametrize("counts", [(1, PROMPTS), (PROMPTS, 2)])
+def test_few_prompts_of_one_kind_and_many_of_the_other(
+    study: dict[str, Path], counts: tuple[int, int]
+) -> None:
+    folder = study["weak"]
+    model, tokenizer, score = load_model(folder), load_tokenizer(folder), score_of(study, folder)
+    harmful, harmless = (
+        texts(study, kind)[:n] for kind, n in zip(("harmful", "harmless"), counts, strict=True)
+    )
+    candidates = amplifications(study, [1, 3], [0.5, 2.0])
+    ranking = Ranking(EditSearch(model, score, harmful, harmless, [1, 3], folder, 50.0), candidates)
+    (best,) = ranking.leaders()
+    before, scores, kls = first_answer_token(model, tokenizer, harmless, SETTINGS), [], []
+    for candidate in candidates:
+        with edited(model, candidate.edits, folder):
+            scores.append(score(model, harmful).mean().item())
+            after = first_answer_token(model, tokenizer, harmless, SETTINGS)
+            kls.append(kl_divergence(before, after).mean().item())
+    assert best == max(range(len(scores)), key=scores.__getitem__)
+    row = ranking.row(best)
+    assert (row["refusal_score"], row["kl"]) == pytest.approx((scores[best], kls[best]), rel=1e-3, abs=1e-6)
+
+
 class TestTheGuard:
     """Which edit is made once real answers were seen."""
 
@@ -322,6 +345,16 @@ class TestRestoreOnAWQ:
         with pytest.raises(HoldfastError, match="AWQ has rescaled what the edited matrices read"):
             run_edit(study, compressed, tmp_path / "out", {**BASE, "variant": "restore", "layer": 2})
         assert not (tmp_path / "out").exists()
+
+    def test_before_anything_is_searched(
+        self, study: dict[str, Path], compressed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def asked(*_: Any, **__: Any) -> None:
+            raise AssertionError("answers were asked for")
+
+        monkeypatch.setattr(validation, "complete", asked)
+        with pytest.raises(HoldfastError, match="AWQ has rescaled what the edited matrices read"):
+            run_edit(study, compressed, tmp_path / "out", {**SEARCHED, "variant": "restore", "alpha": 1})
 
     def test_so_it_is_on_one_that_was_brought(
         self, study: dict[str, Path], compressed: Path, tmp_path: Path

@@ -81,6 +81,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             temporary.mkdir()
             (temporary / MARKER).touch()
             yield temporary
+            _readable(temporary)
             if path.exists():
                 shutil.rmtree(path)
             temporary.replace(path)
@@ -89,6 +90,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             raise HoldfastError(error.what, where, error.remedy) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _readable(folder: Path) -> None:
+    """New files as the umask has them: safetensors makes its own for their owner alone, whoever is to serve them.
+
+    Links to other folders' files stay as they are.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.rglob("*.safetensors"):
+        if file.stat().st_nlink == 1:
+            file.chmod(0o666 & ~mask)
 
 
 def refuse_folder(path: Path) -> None:

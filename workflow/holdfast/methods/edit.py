@@ -63,7 +63,7 @@ def edit_checkpoint(
             ("harmless_train", harmless_train),
         )
     }
-    groups = layer_groups(plan, found.layer, len(decoder_layers(model)))
+    groups, missing = layer_groups(plan, found.layer, len(decoder_layers(model))), left_out(plan, model_dir)
 
     def named() -> list[Candidate]:
         return candidates(
@@ -91,7 +91,7 @@ def edit_checkpoint(
         return winner, said | {"trace": ranking.trace()}
 
     found_out: dict[str, Any] = {"score": None, "reason": "", "validation": None}
-    if "search" in (plan["variant"], plan["layer"], plan.get("alpha")):
+    if plan.get("alpha") != 0 and "search" in (plan["variant"], plan["layer"], plan.get("alpha")):
         winner, found_out = searched(
             search,
             model,
@@ -118,7 +118,7 @@ def edit_checkpoint(
         "matrices": list(plan["matrices"]),
         "keep_sparsity": plan["keep_sparsity"],
         "requantize": plan["requantize"],
-        "left_out": left_out(plan, model_dir),
+        "left_out": missing,
         "leaderboard": [],
         "trace": [],
         **found_out,

@@ -138,10 +138,16 @@ def possible_variants(plan: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def left_out(plan: Mapping[str, Any], folder: Path) -> list[str]:
-    """Variants that a search was to try and the checkpoint does not allow."""
-    if plan["variant"] != "search":
-        return []
-    return [name for name in plan["search"]["variants"] if name not in possible_variants(plan, folder)]
+    """Variants that a search was to try and the checkpoint does not allow.
+
+    Raises HoldfastError for one asked for by name.
+    """
+    possible = possible_variants(plan, folder)
+    return (
+        [name for name in plan["search"]["variants"] if name not in possible]
+        if plan["variant"] == "search"
+        else []
+    )
 
 
 def rescaled(folder: Path) -> bool:

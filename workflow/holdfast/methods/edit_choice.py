@@ -10,9 +10,7 @@ from typing import Any
 
 from holdfast.methods.edit_candidates import Candidate
 from holdfast.methods.edit_search import Ranking, edited
-from holdfast.methods.validation import OVER_REFUSES, Trials
-
-TRIES = 5  # edits verified with real answers before nothing is edited
+from holdfast.methods.validation import OVER_REFUSES, TRIES, Trials
 
 
 def choose_edit(ranking: Ranking, trials: Trials, folder: Path) -> tuple[Candidate | None, dict[str, Any]]:

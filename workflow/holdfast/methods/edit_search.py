@@ -79,12 +79,13 @@ class EditSearch:
         self.steps = max(1, -(-max(len(harmful), len(harmless)) // STEP))
         scores, before = [], []
         for step in range(self.steps):
-            scores.append(torch.cat(halving(self._scores, self._rows(self.harmful, step))))
-            before.append(torch.cat(halving(self._first_tokens, self._rows(self.harmless, step))))
+            scores.append(joined(halving(self._scores, self._rows(self.harmful, step))))
+            before.append(joined(halving(self._first_tokens, self._rows(self.harmless, step))))
         self.baseline, self.before = scores, before
 
     def _rows(self, prompts: Prompts, step: int) -> list[int]:
-        start, stop = (len(prompts) * s // self.steps for s in (step, step + 1))
+        # Rounded up, so that the first step has prompts of each kind, however few of one there are.
+        start, stop = (-(-len(prompts) * s // self.steps) for s in (step, step + 1))
         return list(range(start, stop))
 
     def _scores(self, rows: Sequence[int]) -> Tensor:
@@ -93,8 +94,9 @@ class EditSearch:
     def _first_tokens(self, rows: Sequence[int]) -> Tensor:
         return first_token_log_probabilities(self.model, self.harmless, rows)
 
-    def measure(self, candidate: Candidate, step: int) -> tuple[Tensor, Tensor]:
-        """KL divergence [row] and, where it is not over the bound by itself, refusal scores [row] of one step."""
+    def measure(self, candidate: Candidate, step: int) -> tuple[Tensor, Tensor | None]:
+        """KL divergence [row] and refusal scores [row] of one step; None for these where the KL is over the bound by
+        itself. Where there are more prompts of the other kind, a step may have none of one."""
         start = min(candidate.layers)
 
         def scores(rows: Sequence[int]) -> Tensor:
@@ -106,11 +108,15 @@ class EditSearch:
                 return self._first_tokens(rows)
 
         with edited(self.model, candidate.edits, self.folder):
-            after = torch.cat(halving(first_tokens, self._rows(self.harmless, step)))
-            kl = kl_divergence(self.before[step], after)
+            after = joined(halving(first_tokens, self._rows(self.harmless, step)))
+            kl = kl_divergence(self.before[step], after) if len(after) else after
             if not kl.sum() <= self.max_kl * len(self.harmless):
-                return kl, torch.zeros(0)
-            return kl, torch.cat(halving(scores, self._rows(self.harmful, step)))
+                return kl, None
+            return kl, joined(halving(scores, self._rows(self.harmful, step)))
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts)) if parts else torch.zeros(0)
 
 
 class Ranking:
@@ -125,9 +131,10 @@ class Ranking:
         self.kls: list[list[float]] = [[] for _ in candidates]
         self.scores: list[list[float]] = [[] for _ in candidates]
         self.done = [0] * len(candidates)
-        self.progress = tqdm(
-            total=len(candidates) + search.steps - 1, desc="edit search", unit="step", mininterval=2
-        )
+        # At least: every candidate once, of each variant one layer's strengths to the end.
+        leading = {(c.variant, c.alpha) for c in candidates}
+        least = len(candidates) + len(leading) * (search.steps - 1)
+        self.progress = tqdm(total=least, desc="edit search", unit="step", mininterval=2)
         self.inside = {number for number in range(len(candidates)) if self._advance(number)}
         self.heaps: dict[str, list[tuple[float, int]]] = {}
         for number in sorted(self.inside):
@@ -139,10 +146,13 @@ class Ranking:
         """Measure a candidate on the next prompts; whether it is still in."""
         kl, refusal = self.search.measure(self.candidates[number], self.done[number])
         self.kls[number] += kl.tolist()
-        self.scores[number] += refusal.tolist()
         self.done[number] += 1
+        self.progress.total = max(self.progress.total, self.progress.n + 1)
         self.progress.update()
-        return len(refusal) > 0 and sum(self.kls[number]) <= self.search.max_kl * len(self.search.harmless)
+        if refusal is None:
+            return False
+        self.scores[number] += refusal.tolist()
+        return sum(self.kls[number]) <= self.search.max_kl * len(self.search.harmless)
 
     def gain(self, number: int) -> float:
         """Mean refusal score less the unedited model's, over the harmful prompts that the candidate has seen."""

@@ -19,9 +19,8 @@ from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.edited_checkpoints import edited_copy
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, write_json
-from holdfast.methods.edit_choice import TRIES
 from holdfast.methods.matched import matched_record
-from holdfast.methods.validation import Trials, searched
+from holdfast.methods.validation import TRIES, Trials, searched
 from holdfast.model_folders import STEERING, refuse_steered, settings
 from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder

@@ -19,6 +19,7 @@ from holdfast.refusal.score_check import ANSWER_TOKENS, search_score
 from holdfast.refusal.scores import RefusalScore
 from holdfast.statistics import wilson
 
+TRIES = 5  # the best that are verified with real answers before nothing is made
 NO_GAIN = "refuses no more harmful prompts"
 OVER_REFUSES = "refuses too many harmless prompts"
 NOTHING_TO_GAIN = "the unedited model refuses every harmful validation prompt: nothing to gain"

@@ -21,7 +21,7 @@ from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, read_json, write_json, write_jsonl
 from holdfast.prompts.sources import read_records
 from holdfast.prompts.templates import by_length, encode, forward_inputs, post_instruction_tokens, render
-from holdfast.provenance import Recorder
+from holdfast.provenance import Recorder, input_checksum
 from holdfast.records import Record, require
 from holdfast.safetensors_rows import RowsFile
 
@@ -166,6 +166,22 @@ def refuse_other_model(folder: Path, model_dir: Path, checksum: str) -> None:
     require(_Provenance, record, str(file), remedy)
     if checksum not in record["inputs"].values():
         raise HoldfastError(f"not of the checkpoint {model_dir}", str(folder), f"{remedy}, on that one")
+
+
+def refuse_other_activations(direction_dir: Path, activations_dir: Path) -> None:
+    """Raises HoldfastError when the provenance of a direction names other activations than these.
+
+    One without provenance is taken as it is.
+    """
+    file = direction_dir / "provenance.json"
+    if not file.is_file():
+        return
+    record, remedy = read_json(file), "run holdfast direction again"
+    require(_Provenance, record, str(file), remedy)
+    if input_checksum(activations_dir) not in record["inputs"].values():
+        raise HoldfastError(
+            f"not of the activations {activations_dir}", str(direction_dir), f"{remedy}, on those"
+        )
 
 
 def read_tensors(file: Path, names: Sequence[str], remedy: str) -> dict[str, Tensor]:

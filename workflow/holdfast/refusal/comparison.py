@@ -20,7 +20,7 @@ from holdfast.errors import HoldfastError
 from holdfast.files import atomic_file, write_json
 from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
-from holdfast.refusal.activations import load_activations
+from holdfast.refusal.activations import load_activations, refuse_other_activations
 from holdfast.refusal.direction import Direction, load_direction, refuse_other_places
 from holdfast.refusal.nulls import (
     Pair,
@@ -303,7 +303,7 @@ def compare(dense: Path, compressed: Path, out: Path, table: Path, seed: int) ->
             ``activations/``.
 
     Raises:
-        HoldfastError: the two were not cached on the same prompts.
+        HoldfastError: the two were not cached on the same prompts; a direction that was found in other activations.
     """
     recorder = Recorder("compare", {"seed": seed})
     ours, theirs = load_direction(dense / "direction"), load_direction(compressed / "direction")
@@ -318,6 +318,8 @@ def compare(dense: Path, compressed: Path, out: Path, table: Path, seed: int) ->
         if len(asked[0]) < 2:
             what = f"one {kind} prompt, and an interval needs two or more"
             raise HoldfastError(what, str(dense / "activations"), "cache more prompts")
+    for folder in (dense, compressed):
+        refuse_other_activations(folder / "direction", folder / "activations")
     activations = [load_activations(folder / "activations")[0] for folder in (dense, compressed)]
     for folder, found in ((dense, ours), (compressed, theirs)):
         for of, cached in zip((dense, compressed), activations, strict=True):
@@ -336,7 +338,6 @@ def compare(dense: Path, compressed: Path, out: Path, table: Path, seed: int) ->
     with atomic_file(table) as temporary:
         cosines_everywhere.to_csv(temporary, index=False)
         write_json(out, result)
-    recorder.write(
-        out.with_name(out.name + ".provenance.json"), [dense / "direction", compressed / "direction"]
-    )
+    inputs = [folder / name for folder in (dense, compressed) for name in ("direction", "activations")]
+    recorder.write(out.with_name(out.name + ".provenance.json"), inputs)
     return result

@@ -35,8 +35,12 @@ def choose(scores: pd.DataFrame, n_layers: int, max_kl: float = 0.1, min_induce:
     Args:
         scores: columns position, layer, bypass, induce, kl, one row a candidate.
 
-    Raises HoldfastError when every candidate is filtered out.
+    Raises HoldfastError when a column is missing, and when every candidate is filtered out.
     """
+    if missing := {"position", "layer", "bypass", "induce", "kl"} - set(scores):
+        what = f"lack the columns {', '.join(sorted(missing))}"
+        raise HoldfastError(what, "selection scores", "give a table with one row a candidate")
+    scores = scores.reset_index(drop=True)
     dropped = scores.apply(lambda row: why_dropped(row, n_layers, max_kl, min_induce), axis=1)
     passing = scores[dropped == ""]
     if passing.empty:

@@ -21,7 +21,7 @@ from holdfast.errors import HoldfastError
 from holdfast.files import write_json
 from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
-from holdfast.refusal.activations import load_activations
+from holdfast.refusal.activations import load_activations, refuse_other_activations
 from holdfast.refusal.comparison import at, kept_prompts, used
 from holdfast.refusal.direction import Direction, load_direction, load_fitting, refuse_other_places
 from holdfast.refusal.interventions import ablated
@@ -119,7 +119,7 @@ def transfer(
         recipe: nulls (how many directions of each kind), seed.
 
     Raises:
-        HoldfastError: the two directions are not of models of one shape.
+        HoldfastError: the two directions are not of models of one shape; one that was found in other activations.
     """
     recorder = Recorder("transfer", dict(recipe))
     refused, answered = ([r["text"] for r in read_records(path)] for path in (harmful, harmless))
@@ -135,6 +135,7 @@ def transfer(
         raise HoldfastError(what, str(compressed / "direction"), "give two folders of one model")
     for folder in folders.values():
         load_fitting(folder / "direction", folder / "checkpoint")
+        refuse_other_activations(folder / "direction", folder / "activations")
     found: dict[str, Any] = {}
     # One model after the other: two need not fit into memory.
     for way, (giver, receiver) in WAYS.items():
