@@ -142,6 +142,7 @@ def test_a_model_judge_is_asked_by_vllm(served: Served) -> None:
     assert [v["id"] for v in found] == ["p0", "p1", "p2", "p3"]
     assert {(v["judge"], v["label"]) for v in found} == {("wildguard", "unparsed")}
     assert read_json(served.folder / "judge/provenance.json")["recipe"]["backend"] == "vllm"
+    assert served.runs["judge"]["cached"] > 0  # what all its prompts begin with
     shown = load_tokenizer(served.model).decode(served.runs["judge"]["prompts"][0])
     assert shown.startswith("<|user|>\n[INST] You are a classifier")
     assert not list((served.folder / "judge").glob("*.partial"))
@@ -167,7 +168,7 @@ def test_the_record_says_which_backend_answered_and_how(served: Served) -> None:
 
 def test_killed_generation_goes_on_with_what_was_not_answered(tmp_path: Path) -> None:
     model, prompts, out = wide_tiny(tmp_path / "model"), tmp_path / "attack.jsonl", tmp_path / "out"
-    write_jsonl(prompts, [{**p, "id": f"{p['id']}-{i}"} for i in range(25) for p in TINY])
+    write_jsonl(prompts, [{**p, "id": f"{p['id']}-{i}"} for i in range(12) for p in TINY])
     recipe = {"max_new_tokens": 48, "batch_size": 4, "backend": "vllm"}
     run = [str(PYTHON), "-m", "holdfast", *command(model, out, recipe, prompts)]
 
@@ -183,7 +184,7 @@ def test_killed_generation_goes_on_with_what_was_not_answered(tmp_path: Path) ->
     left = partial()
     assert left is not None
     kept = left.read_text(encoding="utf-8")
-    assert 0 < kept.count("\n") < 600
+    assert 0 < kept.count("\n") < 12 * len(TINY)
     done = subprocess.run(run, capture_output=True, text=True, check=False, env=ENVIRONMENT, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "nanobind" not in done.stderr

@@ -1,7 +1,7 @@
 """Stages by vLLM, run by vLLM's own interpreter: python vllm_side.py REQUEST.json ANSWER.json
 
-REQUEST: ``[[the arguments of `holdfast`, …], …]``. ANSWER: of each, ``{"prompts": [[token id, …], …]}``, what vLLM
-was given, or ``{"error": message}``.
+REQUEST: ``[[the arguments of `holdfast`, …], …]``. ANSWER: of each, ``{"prompts": [[token id, …], …], "cached": n}``,
+what vLLM was given, and how many tokens of it were taken from the prefix cache; or ``{"error": message}``.
 """
 
 import json
@@ -14,6 +14,7 @@ from holdfast.errors import HoldfastError
 from holdfast.evaluation.vllm_backend import Vllm
 
 given: list[list[int]] = []
+cached: list[int] = []
 started = Vllm.started
 
 
@@ -25,6 +26,7 @@ def watched(self: Vllm) -> Any:
     def outputs() -> list[Any]:
         found = step()
         given.extend(list(output.prompt_token_ids) for output in found)
+        cached.extend(output.num_cached_tokens or 0 for output in found)
         return found
 
     engine.step = outputs
@@ -36,9 +38,10 @@ def main() -> None:
     answers: list[dict[str, Any]] = []
     for arguments in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         given.clear()
+        cached.clear()
         try:
             app(arguments, standalone_mode=False)
-            answers.append({"prompts": list(given)})
+            answers.append({"prompts": list(given), "cached": sum(cached)})
         except HoldfastError as error:
             answers.append({"error": str(error)})
         Path(sys.argv[2]).write_text(json.dumps(answers), encoding="utf-8")
