@@ -66,7 +66,7 @@ def computer() -> dict[str, Any]:
 
 
 class Recorder:
-    """Started when a stage starts, written when it ends. ``command``: the command line, where there is one."""
+    """Started when a stage starts, written when it ends. ``command``: the command line that makes a checkpoint."""
 
     command: ClassVar[list[str] | None] = None
 

@@ -11,6 +11,7 @@ import typer
 from holdfast.cli import cluster, evaluation, models, plan, refusal, study
 from holdfast.errors import HoldfastError
 from holdfast.provenance import Recorder
+from holdfast.removed_checkpoints import MAKERS
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,8 +37,12 @@ def main() -> None:
     gc.set_threshold(200_000, 30, 30)
     atexit.register(freeze)
     program, *arguments = sys.argv
-    # Of another environment's command the way to it; this one's is found wherever it is installed.
-    Recorder.command = [program if ".environments" in Path(program).parts[:-3] else "holdfast", *arguments]
+    if arguments and arguments[0] in MAKERS:
+        # Of another environment's command the way to it; this one's is found wherever it is installed.
+        Recorder.command = [
+            program if ".environments" in Path(program).parts[:-3] else "holdfast",
+            *arguments,
+        ]
     try:
         app()
     except HoldfastError as error:
