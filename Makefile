@@ -1,6 +1,6 @@
 # make demo   set up, then the refusal study on the embedded model, on a CPU
 # make demo-full  the same with every compression (half an hour)
-# make study-demo  AIRD beside its rivals, attack settings, transfer (most of an hour)
+# make study-demo  AIRD beside its rivals, attack settings, transfer (an hour or more)
 # make demo-vllm  a part of the demo with the answers by vLLM
 # make test   set up, then every test
 # make lint   style, workflow and types

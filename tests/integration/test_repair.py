@@ -117,10 +117,7 @@ def test_card_tells_what_was_done_and_shows_no_prompt_and_no_answer(
     repaired: tuple[Path, str], models: Path
 ) -> None:
     card = (repaired[0] / "README.md").read_text()
-    assert card.startswith("---\nbase_model:\n")
-    front = card.split("---")[1]
-    assert '- "dense"' in front
-    assert '- "weakened"' in front
+    assert card.startswith("---\nlibrary_name:")  # folders are no names of the hub's
     record = read_json(repaired[0] / "repair.json")
     for wanted in (
         "random control", "A reconstruction.", "arditi-12 finds", "Refusal is not safety", "over-refusal rises",

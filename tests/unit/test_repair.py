@@ -1,5 +1,6 @@
 """The rules of ``holdfast repair``, its prompts, and what a user's mistakes end in."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,13 +9,13 @@ from typing import Any
 import pytest
 from holdfast.cli import main
 from holdfast.errors import HoldfastError
-from holdfast.files import MARKER, write_json, write_jsonl
+from holdfast.files import MARKER, read_jsonl, write_json, write_jsonl
 from holdfast.repair.card import model_card
-from holdfast.repair.measuring import GENERATE, JUDGE, PERPLEXITY, Measured, changed
+from holdfast.repair.measuring import GENERATE, JUDGE, PERPLEXITY, SETS, Measured, changed
 from holdfast.repair.origin import origin
 from holdfast.repair.outcome import MODELS, gain_shown, numbers, searched_by, warnings
 from holdfast.repair.pace import Pace, estimates
-from holdfast.repair.request import ROLES, Request, asked, prompt_sets, split
+from holdfast.repair.request import ROLES, Request, asked, packaged, prompt_sets, split
 from holdfast.repair.rules import RULES, perplexity_rises, reasons_against
 from holdfast.repair.work import work_folder
 from tiny import tiny_llama
@@ -82,7 +83,7 @@ def record(before: int, after: int, control: int, **edit: Any) -> dict[str, Any]
         "bits_per_weight": 32.0,
         "weights": {"model.safetensors": "0" * 64},
     }
-    sets = {"source": "own", **{role: {"n": 100, "sha256": "0" * 64} for role in ROLES}}
+    sets = {"source": "the default set", **{role: {"n": 100, "sha256": "0" * 64} for role in ROLES}}
     found: dict[str, Any] = {
         "dense": {"name": "dense", "adapter": None, **checks},
         "compressed": {"name": "pruned", "how": "pruned", **checks},
@@ -90,7 +91,7 @@ def record(before: int, after: int, control: int, **edit: Any) -> dict[str, Any]
         "direction": {"usable": True, "layer": 3, "position": -1, "positions": [-1]},
         "edit": {"variant": "amplify", "layers": [3], "alpha": 4.0, "matrices": ["o_proj"], "candidates": 9,
                  "keep_sparsity": False, "score": None, **edit},
-        "prompts": {"harmful": sets, "harmless": sets},
+        "prompts": {kind: sets | {"recipe": packaged(kind, "test")} for kind in SETS},
         "seed": 0,
         "judge": {"name": JUDGE, "error": "errs"},
         "generate": GENERATE,
@@ -141,6 +142,30 @@ def test_card_and_last_line_claim_only_what_is_beyond_chance(
     assert not ended.value.code
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"refusal repaired: {counts}" if shown else f"warning: {UNSHOWN}: {counts}")
+
+
+def test_the_cards_commands_count_on_the_same_prompts(place: Path, tmp_path: Path) -> None:
+    lines = model_card(record(50, 80, 50)).split("```\n")[1].strip().splitlines()
+    assert [line.split()[1] for line in lines] == ["prompts", "prompts", "generate", "judge"]
+    (tmp_path / "repaired").symlink_to(place / "dense")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for line in lines:
+        done = subprocess.run(
+            line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    sets = prompt_sets(Request("path:a", "path:b", None, None, None, False, 0))
+    for kind in SETS:
+        assert read_jsonl(tmp_path / f"{kind}.jsonl") == sets[f"{kind}_test"]
+        assert len(read_jsonl(tmp_path / f"verdicts/{kind}.jsonl")) == 100
+
+
+def test_the_card_says_that_own_prompts_have_to_be_split() -> None:
+    found = record(50, 80, 50)
+    found["prompts"]["harmful"]["recipe"] = None
+    card = model_card(found)
+    assert "has to be split first" in card
+    assert card.count("holdfast prompts") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """What a person reads of a repair: the table in the terminal, and the model card (README.md)."""
 
+import json
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -9,6 +11,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
+from holdfast.repair.measuring import SETS
 from holdfast.repair.outcome import MODELS
 
 TITLES = {"dense": "dense", "compressed": "before", "repaired": "after", "control": "random control"}
@@ -97,11 +100,12 @@ def model_card(found: Mapping[str, Any]) -> str:
     lines.insert(1, "| --- |" + " ---: |" * len(MODELS))
     text = environment.get_template("model_card.md").render(
         r=found,
-        base_models=list(dict.fromkeys(hub_name(found[m]["name"]) for m in ("dense", "compressed"))),
+        base_models=hub_names(found[m]["name"] for m in ("dense", "compressed")),
         table="\n".join(lines),
         change=change,
         revision=revision,
         prompts=prompts,
+        commands=commands(found),
         counts=counts(found),
         edited=edited(found["edit"]),
         kind_of_change=kind_of_change(found["edit"]),
@@ -115,9 +119,10 @@ def plain(text: str) -> str:
     return re.sub(r"[`|<>\[\]*\\]|\s+", " ", str(text)).strip()
 
 
-def hub_name(source: str) -> str:
-    """``ORG/NAME`` of a hub source; of others their own name."""
-    return source.partition(":")[2].partition("@")[0] if ":" in source else source
+def hub_names(sources: Iterable[str]) -> list[str]:
+    """``ORG/NAME`` of those that are the hub's; it knows no other."""
+    hub = (source.partition(":")[2].partition("@")[0] for source in sources if source.startswith("hub:"))
+    return list(dict.fromkeys(hub))
 
 
 def revision(model: Mapping[str, Any]) -> str:
@@ -131,6 +136,21 @@ def change(found: Mapping[str, Any]) -> str:
 def prompts(found: Mapping[str, Any]) -> str:
     sets = ", ".join(f"{found[role]['n']} {role}" for role in ("train", "validation", "test"))
     return f"{plain(found['source'])}, {sets} (test set: sha256 `{found['test']['sha256'][:16]}…`)"
+
+
+def commands(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Lines for a shell that count refusals anew, and whether they make the test sets too (``whole``)."""
+    recipes = {kind: found["prompts"][kind]["recipe"] for kind in SETS}
+    lines = [f"holdfast prompts {kind}.jsonl --recipe {quoted(r)}" for kind, r in recipes.items() if r]
+    asked = " ".join(f"--prompts {kind}={kind}.jsonl" for kind in SETS)
+    lines.append(f"holdfast generate repaired generations {asked} --recipe {quoted(found['generate'])}")
+    answers = " ".join(f"--generations generations/{kind}.jsonl" for kind in SETS)
+    lines.append(f"holdfast judge verdicts {answers} --recipe {quoted({'judges': [found['judge']['name']]})}")
+    return {"lines": lines, "whole": all(recipes.values())}
+
+
+def quoted(recipe: Mapping[str, Any]) -> str:
+    return shlex.quote(json.dumps(recipe))
 
 
 def edited(edit: Mapping[str, Any]) -> str:

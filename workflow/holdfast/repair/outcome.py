@@ -7,7 +7,7 @@ from typing import Any
 from holdfast.evaluation.judges.agreement import human_agreement
 from holdfast.files import read_json, sha256
 from holdfast.repair.measuring import GENERATE, JUDGE, PERPLEXITY, Measured, changed
-from holdfast.repair.request import ROLES, Request
+from holdfast.repair.request import ROLES, Request, packaged
 from holdfast.repair.rules import RULES
 from holdfast.repair.work import ORIGIN
 from holdfast.statistics import Rate
@@ -46,6 +46,7 @@ def outcome(request: Request, work: Path, measured: Mapping[str, Measured]) -> d
         "prompts": {
             kind: {
                 "source": shown(f"path:{file}") if file else "the default set",
+                "recipe": None if file else packaged(kind, "test"),
                 **{role: {"n": n, "sha256": check} for role, n, check in prompt_files(work, kind)},
             }
             for kind, file in (("harmful", request.harmful), ("harmless", request.harmless))

@@ -132,13 +132,18 @@ def prompt_sets(request: Request) -> dict[str, list[dict[str, Any]]]:
             found |= {f"{kind}_{role}": some for role, some in split(records, request.seed, file).items()}
             continue
         for role in ROLES:
-            chosen: Mapping[str, Any] = (
-                {**ADVBENCH, "rows": ROWS[role]}
-                if kind == "harmful"
-                else {**HARMLESS, "where": {"split": role}, "limit": SIZES[role]}
-            )
-            found[f"{kind}_{role}"] = read_prompts({**chosen, "label": kind})
+            found[f"{kind}_{role}"] = read_prompts(packaged(kind, role))
     return found
+
+
+def packaged(kind: str, role: str) -> dict[str, Any]:
+    """Recipe of a default set, for ``holdfast prompts`` too."""
+    chosen: Mapping[str, Any] = (
+        {**ADVBENCH, "rows": ROWS[role]}
+        if kind == "harmful"
+        else {**HARMLESS, "where": {"split": role}, "limit": SIZES[role]}
+    )
+    return {**chosen, "label": kind}
 
 
 def split(records: list[dict[str, Any]], seed: int, where: str) -> dict[str, list[dict[str, Any]]]:
