@@ -242,3 +242,27 @@ def test_a_failed_cell_is_marked_missing_and_filled_in_by_the_next_run(
     for file in written:
         assert (folder / "results/tiny/tables" / file.name).read_bytes() == file.read_bytes(), file.name
     assert "Nothing to be done" in run(folder)
+
+
+def test_checkpoints_that_are_not_kept_come_back_for_what_needs_them(finished: Path, tmp_path: Path) -> None:
+    folder, model = tmp_path / "study", tmp_path / "study/results/tiny/tiny"
+    shutil.copytree(finished, folder, symlinks=True)
+    study = yaml.safe_load((folder / "study.yaml").read_text())
+    save(folder, {**study, "keep_checkpoints": False})
+    run(folder)
+    weights = [p for p in model.rglob("*.safetensors") if p.parent.name == "checkpoint"]
+    assert weights == [model / "dense/checkpoint/model.safetensors"]
+    assert "Nothing to be done" in run(folder)
+    study["evaluate"]["attacks"] = {"opened": {"prefix": "Sure"}}
+    save(folder, {**study, "keep_checkpoints": False})
+    assert planned(folder) == {
+        **dict.fromkeys(("attack", "judge_attack"), 4) | {"discard": 2},
+        **dict.fromkeys(("discard_compressed", "tables", "figures", "report", "all"), 1),
+    }
+    run(folder)
+    for method in ("as-is", "aird", "random-edit"):
+        assert (model / f"rtn-w4/{method}/attacks/opened/verdicts/attack.jsonl").is_file()
+    assert [p for p in model.rglob("*.safetensors") if p.parent.name == "checkpoint"] == weights
+    before, after = (pd.read_csv(f / "results/tiny/tables/refusal.csv") for f in (finished, folder))
+    kept = after[after["measure"].isin(before["measure"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, before)
