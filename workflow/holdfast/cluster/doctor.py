@@ -185,6 +185,10 @@ def site_wide(site: Site, live: Live) -> Iterator[Finding]:
             yield Finding("gpu_type", f"{site.gpu_type} is there")
         else:
             yield Finding("gpu_type", f"no node of {', '.join(names)} has {site.gpu_type}", told(kinds))
+    if site.gpu_memory_gb and not any(map(gpus, live.nodes)):
+        yield Finding(
+            "gpu_memory_gb", "the cluster has no GPUs, and larger models' jobs ask for them", "set it to 0"
+        )
     elsewhere = sorted(name for name in live.partitions if any(map(gpus, live.nodes_of(name))))
     if elsewhere and not (any(p.max_gpu for p in site.partitions.values()) if site.partitions else kinds):
         remedy = f"give max_gpu to those with GPUs ({', '.join(elsewhere)}), or GPU jobs go astray"
