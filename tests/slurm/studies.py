@@ -114,6 +114,9 @@ def begun(workflow: Workflow, command: str, event: str = "begin") -> list[Entry]
     return [e for e in journal(workflow) if e.event == event and e.command.startswith(command)]
 
 
+SHOWN = "JobID:|,State:|,MinMemory:|,TimeLimit:|,Partition:|,tres-per-job:40|,Comment:200"
+
+
 class Submitted(NamedTuple):
     """A Slurm job as squeue shows it, finished ones too."""
 
@@ -194,8 +197,6 @@ def running(workflow: Workflow, cluster: Cluster, *options: str) -> Iterator[Run
 
 def jobs(cluster: Cluster, rule: str, states: str = "all") -> list[Submitted]:
     """The jobs of a rule that the controller remembers, in the order of submission; rule "all" for every one."""
-    shown = cluster.run(
-        "squeue", "--noheader", f"--states={states}", "--sort=i", "--format=%A|%T|%m|%l|%P|%b|%k"
-    )
-    rows = [Submitted(*line.split("|")) for line in shown.splitlines()]
+    shown = cluster.run("squeue", "--noheader", f"--states={states}", "--sort=i", f"--Format={SHOWN}")
+    rows = [Submitted(*(value.strip() for value in line.split("|"))) for line in shown.splitlines()]
     return [row for row in rows if rule == "all" or row.comment.startswith(f"rule_{rule}_")]

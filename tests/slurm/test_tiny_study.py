@@ -9,7 +9,7 @@ from integration.test_study import make_study, run, save
 from studies import PARTITIONS, ROOT, copy_profile, jobs, running
 from workflows import Workflow
 
-WITHOUT_TIMES = ("refusal.csv", "refusal.tex", "claims.csv", "leaderboard.csv")  # costs.csv has seconds
+WITHOUT_TIMES = ("refusal.csv", "claims.csv", "leaderboard.csv")  # the others say how long it took
 
 
 class TinyStudy(Workflow):
@@ -41,5 +41,5 @@ def test_the_tables_are_those_of_a_run_on_one_machine(cluster: Cluster, tmp_path
     ran = [job for job in jobs(cluster, "all") if job.id not in before]
     assert {job.state for job in ran} == {"COMPLETED"}
     asked = {(job.comment.split("_")[1], job.partition, job.gpus) for job in ran}
-    assert {("generate", "gpu", "gpu:fake:1"), ("fetch", "cpu", "N/A")} <= asked
+    assert {("generate", "gpu", "gres:gpu:fake:1"), ("fetch", "cpu", "N/A")} <= asked
     assert {partition for _, partition, gpus in asked if gpus == "N/A"} == {"cpu"}
