@@ -28,13 +28,15 @@ RATES = Path(__file__).parent.parent / "workflow/holdfast/cluster/rates.json"
 # the embedded model.
 BENCHMARKED = {"fp8": 7.3, "smoothquant": 11.3, "awq": 72.4, "sparsegpt": 21.5}
 CALIBRATED = {"smoothquant", "awq", "sparsegpt"}
-# `python benchmarks/study.py results/study-demo`, 2026-11-22 (RESULTS.md): seconds a job, of stages that the demo does
-# not have or had not when it was measured. The jobs shared their cores.
+CONFIGS = Path(__file__).parent.parent / "config"
+# Seconds a job of stages that the demo has not, or that have changed since: as `python benchmarks/study.py
+# results/study-demo` printed them, of jobs that shared their cores; and processor seconds of single jobs (RESULTS.md).
 PRINTED = {
-    "transfer": (203.0, {"compression": "wanda-40"}),
-    "tune": (295.0, {"compression": "rtn-w4", "method": "tune"}),
+    "transfer": (203.0, "study-demo", {"compression": "wanda-40"}),
+    "tune": (295.0, "study-demo", {"compression": "rtn-w4", "method": "tune"}),
+    "direction": (35.9, "demo", {"compression": "magnitude-20"}),
+    "edit": (80.6, "demo", {"compression": "magnitude-20", "method": "aird"}),
 }
-STUDY_DEMO = Path(__file__).parent.parent / "config/study-demo.yaml"
 
 
 def main() -> None:
@@ -58,9 +60,12 @@ def main() -> None:
     for method, seconds in BENCHMARKED.items():
         tokens = 2 * 8 * 128 if method in CALIBRATED else 0
         done.append((Work("compress", tokens, method=method), embedded, seconds))
-    other = load_study(STUDY_DEMO)
-    for stage, (seconds, names) in PRINTED.items():
-        done.append((COUNTERS[stage](other, names, embedded), embedded, seconds))
+    done = [
+        (work, size, seconds) for work, size, seconds in done if (work.method or work.stage) not in PRINTED
+    ]
+    for stage, (seconds, config, names) in PRINTED.items():
+        work = COUNTERS[stage](load_study(CONFIGS / f"{config}.yaml"), names, embedded)
+        done.append((work, embedded, seconds))
     read["cpu"]["light"] = {rule: round(sum(some) / len(some), 1) for rule, some in sorted(light.items())}
     for name, rate in fitted(done, read["cpu"]["start"]).items():
         read["cpu"]["stages"][name] = asdict(rate)
