@@ -35,12 +35,12 @@ def study(folder: Path, cells: int) -> list[str]:
     config["compressions"] = {"dense": {}, **pruned}
     config["methods"] = {"as-is": {}}
     save(folder, config)
-    copy_profile(folder, {"gpu_memory_gb": 0})
+    copy_profile(folder, {"gpu_memory_gb": 0, "partitions": {}})
     return [f"results/tiny/tiny/{name}/as-is/verdicts/attack.jsonl" for name in pruned]
 
 
 def seconds(folder: Path, environment: dict[str, str], *options: str) -> float:
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--quiet", "all"]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--quiet", "rules"]
     began = time.perf_counter()
     subprocess.run(
         [*command, "--configfile", "study.yaml", *options], cwd=folder, env=environment, check=True

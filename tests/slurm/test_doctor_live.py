@@ -9,6 +9,8 @@ import pytest
 from cluster import Cluster, wait_for
 from studies import PARTITIONS, copy_profile
 
+NOTHING_SAID: dict[str, Any] = {"partitions": {}}
+
 
 def doctor(
     folder: Path, cluster: Cluster, site: dict[str, Any], *options: str, **environment: str
@@ -63,7 +65,7 @@ def test_a_partition_that_is_down(cluster: Cluster, tmp_path: Path, state: str, 
 def test_a_controller_that_does_not_answer(cluster: Cluster, tmp_path: Path) -> None:
     cluster.stop_controller()
     try:
-        code, told = doctor(tmp_path, cluster, {})
+        code, told = doctor(tmp_path, cluster, NOTHING_SAID)
     finally:
         cluster.start_controller()
         wait_for(lambda: cluster.nodes_in("idle") == 3, "the nodes")
@@ -72,6 +74,6 @@ def test_a_controller_that_does_not_answer(cluster: Cluster, tmp_path: Path) -> 
 
 
 def test_no_slurm_at_all(cluster: Cluster, tmp_path: Path) -> None:
-    code, told = doctor(tmp_path, cluster, {}, PATH=str(tmp_path))
+    code, told = doctor(tmp_path, cluster, NOTHING_SAID, PATH=str(tmp_path))
     assert code == 2
     assert "wrong: Slurm: not found: sbatch, squeue, scancel, scontrol, sinfo, srun" in told

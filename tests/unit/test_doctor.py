@@ -196,5 +196,12 @@ def test_every_mistake_of_a_site_file_is_told(tmp_path: Path) -> None:
     assert len(caught.value.mistakes) == 5
 
 
+def test_a_site_file_without_partitions_is_told_before_the_plugin_stops(tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text("account: lab\n")
+    with pytest.raises(ConfigError, match="partitions: missing; add it, as {} for"):
+        read_site(path)
+
+
 def test_the_shipped_site_file_is_right() -> None:
     assert read_site(Path(__file__).parents[2] / "profiles/slurm/site.yaml") == Site()

@@ -96,6 +96,8 @@ def site_file() -> Path:
 def read_site(path: Path) -> Site:
     """Raises ConfigError with every mistake found."""
     given, found = read_yaml(path)
+    if "partitions" not in given:  # the Slurm plugin, which reads this file too, wants it
+        found.append((("partitions",), "missing", "add it, as {} for the cluster's default partition"))
     site = None
     try:
         site = Site.model_validate(given)
