@@ -199,7 +199,7 @@ def test_every_mistake_of_a_site_file_is_told(tmp_path: Path) -> None:
 def test_a_site_file_without_partitions_is_told_before_the_plugin_stops(tmp_path: Path) -> None:
     path = tmp_path / "site.yaml"
     path.write_text("account: lab\n")
-    with pytest.raises(ConfigError, match="partitions: missing; add it, as {} for"):
+    with pytest.raises(ConfigError, match="partitions: missing; add it"):
         read_site(path)
 
 
