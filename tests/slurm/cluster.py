@@ -181,6 +181,7 @@ class Cluster:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                cwd=self.folder,  # where a daemon that crashes leaves its core
                 env={**os.environ, "PATH": WHERE, "SLURM_CONF": f"{self.folder}/slurm.conf"},
             )
 
@@ -220,6 +221,10 @@ class Cluster:
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 environment = set((process / "environ").read_bytes().split(b"\0"))
+                of_cluster = f"SLURM_CONF={self.folder}/slurm.conf".encode() in environment
+                if node is None and of_cluster and (process / "comm").read_text().strip() == "slurmstepd":
+                    found.add(int(process.name))  # whose job's processes have ended before it
+                    continue
                 if not wanted <= environment or b"SLURM_JOB_ID" not in {
                     e.partition(b"=")[0] for e in environment
                 }:
