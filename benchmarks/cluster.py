@@ -18,18 +18,12 @@ from typing import Any
 
 import measured
 import yaml
+from holdfast.config.measures import Prompts
 
 ROOT = Path(__file__).parents[1]
 TARGETS = {10_000: (10, 300), 50_000: (45, 1000)}  # jobs: seconds, MB
 NOTHING_TO_DO = 15  # seconds, of 10,000 jobs
-ROLES = (
-    "harmful_train",
-    "harmful_validation",
-    "harmless_train",
-    "harmless_validation",
-    "attack",
-    "over_refusal",
-)
+ROLES = [role for role, field in Prompts.model_fields.items() if field.is_required()]
 FOLDERS = ("activations", "direction", "figures")  # outputs that are folders
 JOBS_PER_MODEL, JOBS_APART = 403, 12
 

@@ -14,7 +14,7 @@ from typing import Any
 from holdfast.cluster.rates import shipped
 from holdfast.cluster.site import Site
 from holdfast.cluster.sizes import BYTES, Size
-from holdfast.cluster.work import POSITIONS, Work, counter, prompts
+from holdfast.cluster.work import POSITIONS, Work, counted_as, counter, prompts
 from holdfast.config import Study
 from holdfast.config.compressions import Quantize
 from holdfast.config.needs import Needs
@@ -97,7 +97,7 @@ class Requests:
         known = dict(names)
         size, about, dtype = self.model(known)
         work = self.work(rule, known)
-        stage = _stage(rule)
+        stage = counted_as(rule) or rule
         if size is None or work is None:
             mem, minutes, disk = FIXED[stage]
             gpus = 1 if about.gpus is None else about.gpus
@@ -183,11 +183,6 @@ class Requests:
         group = section.group_size if isinstance(section.group_size, int) else 1 << 20
         # Fewer than 4 bits are stored in 4, 5 to 7 in 8; a scale and a zero point for each group.
         return (4 if (section.bits or 4) <= 4 else 8) + 32 / group
-
-
-def _stage(rule: str) -> str:
-    """The rule whose numbers a rule has: its own, or those of the rule it is named after (compress_by_gptqmodel)."""
-    return max((name for name in FIXED if rule == name or rule.startswith(f"{name}_by_")), key=len)
 
 
 def graphics_memory(work: Work, size: Size, dtype: str | None, rows: float = BATCH) -> float:

@@ -271,7 +271,14 @@ COUNTERS: dict[str, Counter] = {
 }
 
 
-def counter(rule: str) -> Counter | None:
-    """How the work of a rule is counted; a rule named after another, as compress_by_gptqmodel is, counts as it does."""
+def counted_as(rule: str) -> str | None:
+    """The rule that a rule is counted as: itself, or the one it is named after, as compress_by_gptqmodel is; None where
+    it runs no model."""
     known = [name for name in COUNTERS if rule == name or rule.startswith(f"{name}_by_")]
-    return COUNTERS[max(known, key=len)] if known else None
+    return max(known, key=len, default=None)
+
+
+def counter(rule: str) -> Counter | None:
+    """How the work of a rule is counted."""
+    name = counted_as(rule)
+    return COUNTERS[name] if name else None
