@@ -18,8 +18,9 @@ from holdfast.cluster.needs import Requests
 from holdfast.cluster.rates import LIGHT, shipped, taken
 from holdfast.cluster.site import here
 from holdfast.cluster.work import counter
-from holdfast.config import AS_IS, DENSE, Study, load_study
+from holdfast.config import Study, load_study
 from holdfast.config.backend import answered_by, settled
+from holdfast.config.cells import cell_of
 from holdfast.config.recipes import download_name
 
 
@@ -197,18 +198,13 @@ def longest(listed: Sequence[Job], seconds: Sequence[float]) -> tuple[list[str],
 
 def cells(running: Sequence[Job]) -> dict[str, list[str]]:
     """Cells of which a job would run, with the reasons that are their own jobs' (what only follows is told where no
-    other reason is); a compression's own stages belong to its cell as-is, a model's to the dense one.
+    other reason is).
     """
     found: dict[str, list[str]] = {}
     for job in running:
-        if "model" not in job.names:
+        if (cell := cell_of(job.names)) is None:
             continue
-        names = (
-            job.names["model"],
-            job.names.get("compression", DENSE),
-            job.names.get("method", AS_IS),
-        )
-        reasons = found.setdefault("/".join(names), [])
+        reasons = found.setdefault("/".join(cell), [])
         if job.reason not in reasons:
             reasons.append(job.reason)
     for reasons in found.values():

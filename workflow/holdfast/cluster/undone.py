@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from holdfast.config.cells import AS_IS, DENSE
+from holdfast.config.cells import cell_of
 
 
 def undone(dag: Any, failed: Iterable[Any], results: Path) -> list[dict[str, Any]]:
@@ -19,10 +19,9 @@ def undone(dag: Any, failed: Iterable[Any], results: Path) -> list[dict[str, Any
         results: the study's results folder.
 
     Returns:
-        ``stage``: the rule. ``cell``: [model, compression, method], where a compression's own stages belong to the cell
-        as-is and a model's to dense; None of stages that belong to no cell. ``files``: its outputs, below the results
-        folder. ``failed``: the rules of the failed jobs that it waits for, itself among them; none if the run was
-        stopped before it.
+        ``stage``: the rule. ``cell``: [model, compression, method] (``cells.cell_of``). ``files``: its outputs, below
+        the results folder. ``failed``: the rules of the failed jobs that it waits for, itself among them; none if the
+        run was stopped before it.
     """
     broken = {job for one in failed for job in (one if one.is_group() else [one])}
     open_jobs = set(dag.needrun_jobs())
@@ -39,16 +38,10 @@ def undone(dag: Any, failed: Iterable[Any], results: Path) -> list[dict[str, Any
     return [
         {
             "stage": job.rule.name,
-            "cell": _cell(job.wildcards_dict),
+            "cell": list(cell) if (cell := cell_of(job.wildcards_dict)) else None,
             "files": sorted(os.path.relpath(file, results) for file in job.output),
             "failed": sorted(because(job)),
         }
         for job in sorted(open_jobs, key=lambda job: (job.rule.name, *map(str, job.output)))
         if not job.rule.name.startswith("discard")  # what it leaves lying is no result
     ]
-
-
-def _cell(wildcards: dict[str, str]) -> list[str] | None:
-    if "model" not in wildcards:
-        return None
-    return [wildcards["model"], wildcards.get("compression", DENSE), wildcards.get("method", AS_IS)]

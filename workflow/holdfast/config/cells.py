@@ -27,6 +27,16 @@ class Cell(NamedTuple):
     method: str
 
 
+def cell_of(names: Mapping[str, str]) -> Cell | None:
+    """The cell that a job belongs to, by its wildcards; None where it is of no model.
+
+    A compression's own stages belong to its cell as-is, a model's to the dense one.
+    """
+    if "model" not in names:
+        return None
+    return Cell(names["model"], names.get("compression", DENSE), names.get("method", AS_IS))
+
+
 def impossible(cell: Cell, compressions: Mapping[str, Any], methods: Mapping[str, Any]) -> bool:
     """The dense model needs no repair, and what was not calibrated cannot be calibrated otherwise.
 

@@ -35,7 +35,9 @@ def measure_ability(model_dir: Path, out: Path, recipe: Mapping[str, Any]) -> No
     kept = _kept(out / KEPT, about)
     text, tasks = _text_settings(recipe["perplexity"]), _task_settings(recipe["zero_shot"])
     new = [name for name, settings in tasks.items() if kept["tasks"].get(name, {}).get("of") != settings]
-    if new or kept["perplexity"].get("of") != text:
+    if kept["perplexity"].get("of") != text:
+        kept["perplexity"] = {}
+    if new or not kept["perplexity"]:
         _measure(model_dir, recipe, new, kept)
         for name in new:
             kept["tasks"][name]["of"] = tasks[name]
@@ -49,11 +51,11 @@ def measure_ability(model_dir: Path, out: Path, recipe: Mapping[str, Any]) -> No
 
 
 def _measure(model_dir: Path, recipe: Mapping[str, Any], new: list[str], kept: dict[str, Any]) -> None:
-    """Put what is not kept into ``kept``: the ``new`` tasks, and perplexity where it is of other settings."""
+    """Put what is not kept into ``kept``: the ``new`` tasks, and perplexity."""
     from holdfast.checkpoints import load_model, load_tokenizer
 
     model, tokenizer = load_model(model_dir), load_tokenizer(model_dir)
-    if kept["perplexity"].get("of") != _text_settings(recipe["perplexity"]):
+    if not kept["perplexity"]:
         kept["perplexity"] = {"found": perplexity(model, tokenizer, recipe["perplexity"])}
     if new:
         found, own = zero_shot(model, tokenizer, {**recipe["zero_shot"], "tasks": new})
