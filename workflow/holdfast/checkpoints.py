@@ -12,7 +12,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from holdfast.architectures import decoder_layers
 from holdfast.cluster.sizes import size_of
@@ -30,11 +36,21 @@ from holdfast.model_folders import (
     settings,
     weight_files,
 )
+from holdfast.prompts.processors import no_processor, with_processor
 from holdfast.refusal.interventions import add
 from holdfast.silence import quiet
-from holdfast.skeletons import auto_class, dense_config, first_line, model_config, skeleton, unloadable
+from holdfast.skeletons import (
+    auto_class,
+    dense_config,
+    first_line,
+    model_config,
+    skeleton,
+    takes_images,
+    unloadable,
+)
 
 SHARD_SIZE = "500MB"
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 FILLED = 0.75  # share of a GPU that weights may take: the rest is for what is computed
 LOADING_ERRORS = (
     OSError,
@@ -219,8 +235,10 @@ def _refuse_damaged(model: PreTrainedModel, folder: Path) -> None:
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer, padding on the left (answers follow the prompt), the end token where no pad token is.
 
+    That of a vision-language model knows its processor, where the folder has one (:mod:`holdfast.prompts.processors`).
+
     Raises:
-        HoldfastError: no such folder, no tokenizer in it, or neither a pad nor an end token.
+        HoldfastError: no such folder, no tokenizer in it, or neither a pad nor an end token; as :func:`load_processor`.
     """
     read_config(folder)
     with quiet():
@@ -237,7 +255,55 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             remedy = "name an eos_token in tokenizer_config.json"
             raise HoldfastError("the tokenizer has no end token", str(folder), remedy)
         tokenizer.pad_token = tokenizer.eos_token
+    if _has_processor(folder):
+        processor = load_processor(folder)
+        # One template for both: older checkpoints keep it with the processor alone.
+        tokenizer.chat_template = tokenizer.chat_template or processor.chat_template
+        return with_processor(tokenizer, processor)
     return tokenizer
+
+
+def require_processor(folder: Path) -> None:
+    """Raises HoldfastError when a checkpoint cannot be shown images: a text-only model, or no processor's files."""
+    if not _has_processor(folder):
+        raise no_processor(str(folder))
+
+
+def _has_processor(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in PROCESSOR_FILES) and takes_images(folder)
+
+
+def load_processor(folder: Path) -> Any:
+    """transformers' processor of a vision-language model: for images, by Pillow, padding on the left.
+
+    Whatever is installed: torchvision resizes to slightly other pixels, and is not needed. Videos are left out, for
+    their processors need it.
+
+    Raises:
+        HoldfastError: no such folder, or no processor in it.
+    """
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    config = model_config(folder)
+    options = {"trust_remote_code": bool(settings(folder)["trust_remote_code"]), "local_files_only": True}
+    with quiet():
+        try:
+            kind: Any = PROCESSOR_MAPPING.get(type(config), None)
+            processor: Any = (_for_images(kind) if kind else AutoProcessor).from_pretrained(folder, **options)
+            processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
+        except LOADING_ERRORS as error:
+            what = f"no processor can be loaded ({first_line(error)})"
+            remedy = "put the model's processor files there (processor_config.json)"
+            raise HoldfastError(what, str(folder), remedy) from error
+    processor.tokenizer.padding_side = "left"  # not kept in its files
+    return processor
+
+
+def _for_images(kind: Any) -> Any:
+    """A processor's class without what it does with videos."""
+    kept = [name for name in kind.get_attributes() if name != "video_processor"]
+    return type(kind.__name__, (kind,), {"get_attributes": classmethod(lambda _cls: kept)})
 
 
 def save_model(

@@ -82,6 +82,11 @@ def auto_class(config: Any, folder: Path) -> Any:
     raise HoldfastError(what, str(folder), "use a causal or image-text-to-text language model")
 
 
+def takes_images(folder: Path) -> bool:
+    """Whether the model has a vision tower; errors as in :func:`skeleton`."""
+    return getattr(model_config(folder), "vision_config", None) is not None
+
+
 def unloadable(error: Exception, folder: Path) -> HoldfastError:
     """What transformers said, in one line."""
     what = f"the model cannot be loaded ({first_line(error)})"

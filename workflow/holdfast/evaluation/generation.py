@@ -19,8 +19,10 @@ from holdfast.errors import HoldfastError
 from holdfast.evaluation.sampling import Sampling
 from holdfast.evaluation.shown import Chat
 from holdfast.files import write_jsonl
+from holdfast.prompts.images import Instruction, Picture, Pictured, check_pictures, pictures_of
+from holdfast.prompts.processors import mismatch_told
 from holdfast.prompts.sources import read_records, suffix_text, verified_path
-from holdfast.prompts.templates import answer_opening, by_length, require_system_prompt
+from holdfast.prompts.templates import answer_opening, by_length, on_device, require_system_prompt
 from holdfast.provenance import Recorder, input_checksum
 
 
@@ -38,10 +40,15 @@ class Completion:
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt to answer: greedily, or drawn where it has a ``seed``."""
+    """A prompt to answer: greedily, or drawn where it has a ``seed``; with its images, where it has any."""
 
     text: str
     seed: int | None = None
+    pictures: tuple[Picture, ...] = ()
+
+    @property
+    def instruction(self) -> Instruction:
+        return Pictured(self.text, self.pictures) if self.pictures else self.text
 
 
 # Of a batch: which set, the indices into it, their completions.
@@ -76,9 +83,9 @@ class Transformers:
     def about(self) -> dict[str, Any]:
         return {"batch_size": self.batch_size}
 
-    def batches(self, texts: Sequence[str]) -> Iterator[list[int]]:
+    def batches(self, texts: Sequence[Instruction]) -> Iterator[list[int]]:
         """Indices into ``texts``, in the batches they are answered in: the same for the same texts."""
-        lengths = [len(i) for i in self.form.tokenizer(self.form.shown(texts))["input_ids"]]
+        lengths = self.form.lengths(texts)
         size = (
             fitting_batch_size(self.model, max(lengths))
             if self.batch_size == "auto"
@@ -91,19 +98,22 @@ class Transformers:
     ) -> Iterator[Answered]:
         """Set after set, batch after batch; a batch is made whole, with what is done of it."""
         for number, (asked, have) in enumerate(zip(sets, done, strict=True)):
-            for indices in self.batches([a.text for a in asked]):
+            for indices in self.batches([a.instruction for a in asked]):
                 if all(i in have for i in indices):
                     continue
                 some = [asked[i] for i in indices]
                 seeds = [a.seed for a in some if a.seed is not None]
-                yield number, indices, answered(self, [a.text for a in some], max_new_tokens, seeds)
+                yield number, indices, answered(self, [a.instruction for a in some], max_new_tokens, seeds)
 
     def answer(
-        self, texts: Sequence[str], max_new_tokens: int, seeds: Sequence[int] = ()
+        self, texts: Sequence[Instruction], max_new_tokens: int, seeds: Sequence[int] = ()
     ) -> list[Completion]:
-        """Completions of one batch: drawn, each with its own of ``seeds``, or greedy without any."""
-        batch = self.form.encoded(texts).to(self.model.device)
-        with torch.inference_mode():
+        """Completions of one batch: drawn, each with its own of ``seeds``, or greedy without any.
+
+        Raises HoldfastError where the processor's count of an image's tokens is not the model's.
+        """
+        batch = on_device(self.model, self.form.encoded(texts))
+        with torch.inference_mode(), mismatch_told(self.model):
             output = self.model.generate(
                 **batch,
                 max_new_tokens=max_new_tokens,
@@ -130,7 +140,7 @@ def cut(row: Sequence[int], ends: Collection[int], form: Chat) -> Completion:
 
 
 def answered(
-    backend: Transformers, texts: Sequence[str], max_new_tokens: int, seeds: Sequence[int] = ()
+    backend: Transformers, texts: Sequence[Instruction], max_new_tokens: int, seeds: Sequence[int] = ()
 ) -> list[Completion]:
     """Answers of one batch, in halves when memory runs out."""
 
@@ -143,7 +153,7 @@ def answered(
 def complete(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
+    texts: Sequence[Instruction],
     settings: Mapping[str, Any],
     *,
     max_new_tokens: int,
@@ -172,7 +182,9 @@ def generate_files(
     """
     with contextlib.ExitStack() as stack:
         parts = [stack.enter_context(Partial(out, prompts, asked)) for out, prompts in sets.items()]
-        questions = [[Asked(p["text"], p.get("draw")) for p in part.prompts] for part in parts]
+        questions = [
+            [Asked(p["text"], p.get("draw"), p.get("pictures", ())) for p in part.prompts] for part in parts
+        ]
         total, done = sum(len(part.prompts) for part in parts), sum(len(part.done) for part in parts)
         with tqdm(total=total, initial=done, desc="answers", unit="answer", mininterval=2) as bar:
             indices = [part.indices_done() for part in parts]
@@ -195,9 +207,13 @@ class Partial:
         self.stream = self.path.open("a", encoding="utf-8")
         # A stage whose Snakemake was killed may still be running: wait for it, then go on from what it wrote.
         fcntl.flock(self.stream, fcntl.LOCK_EX)
-        wanted = {(str(p["id"]), p["text"]) for p in self.prompts}
+        wanted = {str(p["id"]): (p["text"], checksums(p)) for p in self.prompts}
         records = whole_records(self.path)
-        self.done = {r["id"]: r for r in records if (r.get("id"), r.get("prompt")) in wanted}
+        self.done = {
+            r["id"]: r
+            for r in records
+            if "id" in r and wanted.get(r["id"]) == (r.get("prompt"), r.get("images", []))
+        }
         if self.path.stat().st_size:
             self.stream.write("\n")  # ends a line that a kill cut short; empty lines are skipped
         return self
@@ -232,12 +248,18 @@ def whole_records(partial: Path) -> list[dict[str, Any]]:
     return [r for r in records if isinstance(r, dict)]
 
 
+def checksums(prompt: Mapping[str, Any]) -> list[str]:
+    """Of the images of a prompt, in their order."""
+    return [picture.sha256 for picture in prompt.get("pictures", ())]
+
+
 def generation_record(prompt: Mapping[str, Any], answer: Completion) -> dict[str, Any]:
     return {
         "id": str(prompt["id"]),
         "prompt_id": str(prompt.get("prompt_id", prompt["id"])),
         **({"sample": prompt["sample"]} if "sample" in prompt else {}),
         "prompt": prompt["text"],
+        **({"images": checksums(prompt)} if "pictures" in prompt else {}),
         **({"request": prompt["request"]} if "request" in prompt else {}),
         **({} if answer.thought is None else {"thought": answer.thought}),
         "completion": answer.text,
@@ -254,7 +276,7 @@ def generate(model_dir: Path, out: Path, prompts: Mapping[str, Path], recipe: Ma
     its text follows every prompt) with ``sha256``, ``temperature`` with ``top_p``, ``samples`` and ``seed``,
     ``prompts`` (the first so many of each set).
     """
-    from holdfast.checkpoints import load_tokenizer
+    from holdfast.checkpoints import load_tokenizer, require_processor
     from holdfast.model_folders import settings
 
     recorder = Recorder("generate", dict(recipe))
@@ -263,8 +285,12 @@ def generate(model_dir: Path, out: Path, prompts: Mapping[str, Path], recipe: Ma
     suffix = verified_path(recipe["suffix"], recipe.get("sha256")) if "suffix" in recipe else None
     sets = {}
     for name, path in prompts.items():
-        asked_for = with_suffix(read_records(path)[: recipe.get("prompts")], suffix)
+        asked_for = with_suffix(with_pictures(path)[: recipe.get("prompts")], suffix)
         sets[name] = [t for p in asked_for for t in sampling.tries(p)] if sampling else asked_for
+    pictures = [picture for records in sets.values() for p in records for picture in p.get("pictures", ())]
+    if pictures:
+        require_processor(model_dir)
+        check_pictures(pictures)
     answering = started(recipe, model_dir)
     tokenizer, chosen = load_tokenizer(model_dir), settings(model_dir)
     if "system_prompt" in recipe:
@@ -307,6 +333,16 @@ def started(recipe: Mapping[str, Any], model_dir: Path) -> Callable[[Chat, Sampl
         return lambda form, sampling: Vllm(model_dir, form, size, sampling)
     what = "auto is settled for a whole study" if name == "auto" else f"unknown backend {name!r}"
     raise HoldfastError(what, "evaluate.generate.backend", "use transformers or vllm")
+
+
+def with_pictures(path: Path) -> list[dict[str, Any]]:
+    """The prompt records of a file, those with images with ``pictures`` too; errors as of ``read_records``,
+    ``pictures_of``."""
+    records = []
+    for record in read_records(path):
+        pictures = pictures_of(record, path.parent)
+        records.append({**record, **({"pictures": pictures} if pictures else {})})
+    return records
 
 
 def with_suffix(prompts: Sequence[Mapping[str, Any]], suffix: Path | None) -> list[dict[str, Any]]:

@@ -8,7 +8,8 @@ from typing import Any
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from holdfast.evaluation.thoughts import apart, decoded
-from holdfast.prompts.templates import Thought, encode, render, thought_delimiters
+from holdfast.prompts.images import Instruction, text_of
+from holdfast.prompts.templates import Thought, encode, thought_delimiters, token_counts
 
 
 class Chat:
@@ -25,15 +26,15 @@ class Chat:
         found = thought_delimiters(self.tokenizer, self.settings)
         return replace(found, begun=False, left_out="") if found and self.suffix else found
 
-    def shown(self, texts: Sequence[str]) -> list[str]:
-        """What the model reads for each text."""
-        return render(self.tokenizer, texts, self.settings)
+    def lengths(self, texts: Sequence[Instruction]) -> list[int]:
+        """About how many tokens the model reads for each text."""
+        return token_counts(self.tokenizer, texts, self.settings)
 
-    def encoded(self, texts: Sequence[str]) -> BatchEncoding:
-        """The same as token ids, left-padded."""
+    def encoded(self, texts: Sequence[Instruction]) -> BatchEncoding:
+        """What the model reads for each text as token ids, left-padded, and images as tensors."""
         return encode(self.tokenizer, texts, self.settings, self.suffix)
 
-    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def token_ids(self, texts: Sequence[Instruction]) -> list[list[int]]:
         """The same without padding."""
         batch = self.encoded(texts)
         pairs = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
@@ -53,8 +54,9 @@ class Whole(Chat):
     def thought(self) -> None:
         """None: what is asked so says its answer at once, and need not have a chat template."""
 
-    def shown(self, texts: Sequence[str]) -> list[str]:
-        return list(texts)
+    def lengths(self, texts: Sequence[Instruction]) -> list[int]:
+        return [len(ids) for ids in self.tokenizer([text_of(t) for t in texts])["input_ids"]]
 
-    def encoded(self, texts: Sequence[str]) -> BatchEncoding:
-        return self.tokenizer(list(texts), padding=True, padding_side="left", return_tensors="pt")
+    def encoded(self, texts: Sequence[Instruction]) -> BatchEncoding:
+        written = [text_of(text) for text in texts]
+        return self.tokenizer(written, padding=True, padding_side="left", return_tensors="pt")

@@ -88,7 +88,9 @@ class Vllm:
     def answers(
         self, sets: Sequence[Sequence[Asked]], done: Sequence[Collection[int]], max_new_tokens: int
     ) -> Iterator[Answered]:
-        """As they are finished. Raises HoldfastError when vLLM cannot serve the checkpoint."""
+        """As they are finished. Raises HoldfastError when vLLM cannot serve the checkpoint, or a prompt has images."""
+        if any(a.pictures for asked in sets for a in asked):
+            raise HoldfastError("images are not passed on to vLLM", str(self.folder), REMEDY)
         ids = [self.form.token_ids([a.text for a in asked]) for asked in sets]
         longest = max((len(row) for rows in ids for row in rows), default=0)
         self.options = self.engine_options(longest + max_new_tokens, sum(map(len, ids)))

@@ -8,6 +8,7 @@ from typing import Any
 
 from holdfast.errors import HoldfastError
 from holdfast.files import read_jsonl
+from holdfast.prompts.images import pictures_of
 from holdfast.prompts.sources import read_records, read_text
 
 RUN = 13  # words in a row that two texts do not share by chance (Brown et al. 2020, appendix C)
@@ -25,7 +26,9 @@ def check_disjoint(files: Mapping[str, Path]) -> dict[str, int]:
     sizes = {}
     for name, path in files.items():
         for record in read_records(path):
-            key = normalised(record["text"])
+            # The same question about another image is another prompt.
+            images = [image.sha256 for image in pictures_of(record, path.parent)]
+            key = " ".join([normalised(record["text"]), *images])
             if key in owner:
                 other, other_id = owner[key]
                 raise HoldfastError(

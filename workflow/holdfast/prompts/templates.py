@@ -11,6 +11,8 @@ import torch
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast.errors import HoldfastError
+from holdfast.prompts.images import Instruction, Pictured, text_of
+from holdfast.prompts.processors import check_placeholders, collated, has_processor, model_inputs
 
 # Two instructions that differ in every token, so that the tokens their renderings end with alike
 # belong to the template.
@@ -37,13 +39,13 @@ class Thought:
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], settings: Mapping[str, Any]
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Instruction], settings: Mapping[str, Any]
 ) -> list[str]:
-    """Each instruction as the chat template shows it, up to where the answer begins.
+    """Each instruction as the chat template shows it, up to where the answer begins; one placeholder an image.
 
     ``settings``: ``thinking`` (None leaves the template's default) and ``system_prompt`` (None: none).
     Raises HoldfastError when the tokenizer has no chat template, rejects the messages, or is told to think, or not to,
-    and writes the same either way.
+    and writes the same either way; and as :func:`holdfast.prompts.processors.check_placeholders`.
     """
     value = settings.get("thinking")
     if value is not None:
@@ -52,7 +54,9 @@ def render(
         if on == off and (value or thought_delimiters(tokenizer, {**settings, "thinking": None})):
             what = f"its chat template has no thinking switch: thinking: {str(value).lower()} changes nothing"
             raise HoldfastError(what, tokenizer.name_or_path, "remove thinking from the model")
-    return _rendered(tokenizer, texts, settings)
+    rendered = _rendered(tokenizer, texts, settings)
+    check_placeholders(tokenizer, rendered, texts)
+    return rendered
 
 
 def thought_delimiters(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any]) -> Thought | None:
@@ -102,7 +106,7 @@ def require_system_prompt(
 
 
 def _rendered(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], settings: Mapping[str, Any]
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Instruction], settings: Mapping[str, Any]
 ) -> list[str]:
     if not tokenizer.chat_template:
         raise HoldfastError(
@@ -112,12 +116,13 @@ def _rendered(
         )
     options = {} if settings.get("thinking") is None else {"enable_thinking": settings["thinking"]}
     system = settings.get("system_prompt")
-    prefix = [{"role": "system", "content": system}] if system else []
+    in_parts = has_processor(tokenizer) and _takes_parts(tokenizer)
+    prefix = [{"role": "system", "content": _content(system, in_parts)}] if system else []
     try:
         return [
             str(
                 tokenizer.apply_chat_template(
-                    [*prefix, {"role": "user", "content": text}],
+                    [*prefix, {"role": "user", "content": _content(text, in_parts)}],
                     tokenize=False,
                     add_generation_prompt=True,
                     **options,
@@ -132,17 +137,52 @@ def _rendered(
         ) from None
 
 
+def _content(instruction: Instruction, in_parts: bool) -> Any:
+    """A message's content as templates of vision-language models take it, images first; else the text alone."""
+    if not in_parts:
+        return text_of(instruction)
+    images = [{"type": "image"} for _ in instruction.pictures] if isinstance(instruction, Pictured) else []
+    return [*images, {"type": "text", "text": text_of(instruction)}]
+
+
+def _takes_parts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a template writes out the text of a content in parts; many of vision-language models drop any other."""
+    content = _content(PROBES[0], in_parts=True)
+    try:
+        shown = tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    except Exception:  # jinja2's own errors: it takes strings only
+        return False
+    return PROBES[0] in str(shown) and "'type'" not in str(shown)
+
+
 def encode(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], settings: Mapping[str, Any], suffix: str = ""
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[Instruction],
+    settings: Mapping[str, Any],
+    suffix: str = "",
 ) -> BatchEncoding:
     """Left-padded ``input_ids`` and ``attention_mask`` [prompt, token]; ``suffix`` opens the answer.
 
-    The template already writes the beginning-of-sequence token, so none is added.
+    The template already writes the beginning-of-sequence token, so none is added. Where there are images, also what
+    the model's processor makes of them, and tokens in the images' places (:mod:`holdfast.prompts.processors`, whose
+    errors are raised).
     """
     rendered = [text + suffix for text in render(tokenizer, texts, settings)]
+    if any(isinstance(text, Pictured) for text in texts):
+        return collated(model_inputs(tokenizer, rendered, texts), int(tokenizer.pad_token_id))
     return tokenizer(
         rendered, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
     )
+
+
+def token_counts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Instruction], settings: Mapping[str, Any]
+) -> list[int]:
+    """About how many tokens each instruction takes in its template, its images' included: for batches of one size."""
+    rendered = render(tokenizer, texts, settings)
+    if any(isinstance(text, Pictured) for text in texts):
+        return [len(one.ids) for one in model_inputs(tokenizer, rendered, texts)]
+    return [len(ids) for ids in tokenizer(rendered)["input_ids"]]
 
 
 def post_instruction_tokens(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any]) -> list[int]:
@@ -167,12 +207,22 @@ def post_instruction_tokens(tokenizer: PreTrainedTokenizerBase, settings: Mappin
 def forward_inputs(model: PreTrainedModel, batch: BatchEncoding) -> dict[str, torch.Tensor]:
     """The batch on the model's device, with position ids that count from the first real token.
 
-    Left padding shifts absolute positions; models that know none (ALiBi) take no such argument.
+    Left padding shifts absolute positions; models that know none (ALiBi) take no such argument, and those whose images
+    have positions in rows and columns (M-RoPE) count those themselves.
     """
-    inputs = dict(batch.to(model.device))
-    if "position_ids" in inspect.signature(type(model).forward).parameters:
+    inputs = on_device(model, batch)
+    counted = "pixel_values" in inputs and hasattr(model.base_model, "get_rope_index")
+    if "position_ids" in inspect.signature(type(model).forward).parameters and not counted:
         inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     return inputs
+
+
+def on_device(model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The batch where the model is, images in its dtype."""
+    return {
+        name: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
+        for name, value in batch.items()
+    }
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
