@@ -66,7 +66,9 @@ def _text(tokenizer: Any, **more: Any) -> dict[str, Any]:
     return {**TEXT, "vocab_size": len(tokenizer), "dtype": "float32", **ids, **more}
 
 
-def _llava(**more: Any) -> tuple[Any, Any]:
+def _llava() -> tuple[Any, Any]:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
     tokenizer = _tokenizer(VICUNA, ("<image>",))
     config = transformers.LlavaConfig(
         text_config=transformers.LlamaConfig(**_text(tokenizer)),
@@ -74,19 +76,101 @@ def _llava(**more: Any) -> tuple[Any, Any]:
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         dtype="float32",
     )
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
     images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    options = {
-        "patch_size": 16,
-        "vision_feature_select_strategy": "default",
-        "num_additional_image_tokens": 1,
+    return config, transformers.LlavaProcessor(images, tokenizer, **LLAVA)
+
+
+def _llava_next() -> tuple[Any, Any]:
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+    tokenizer = _tokenizer(VICUNA, ("<image>",))
+    tiles = [[32, 64], [64, 32], [64, 64]]
+    config = transformers.LlavaNextConfig(
+        text_config=transformers.LlamaConfig(**_text(tokenizer)),
+        vision_config=transformers.CLIPVisionConfig(**TOWER, **CLIP),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=tiles,
+        dtype="float32",
+    )
+    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    images = LlavaNextImageProcessorPil(image_grid_pinpoints=tiles, **sizes)
+    return config, transformers.LlavaNextProcessor(images, tokenizer, **LLAVA)
+
+
+def _qwen(config_class: Any, processor_class: Any, sections: list[int], **vision: Any) -> tuple[Any, Any]:
+    """Without videos, for which its processor wants torchvision; saved as on the hub, in preprocessor_config.json."""
+    from holdfast.checkpoints import for_images
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    special = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    tokenizer = _tokenizer(chatml("<|vision_start|><|image_pad|><|vision_end|>"), special)
+    ids = dict(zip(special, tokenizer.convert_tokens_to_ids(special), strict=True))
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}
+    cut = {"patch_size": 8, "temporal_patch_size": 2}
+    config = config_class(
+        text_config=_text(tokenizer, rope_parameters=rope, head_dim=16),
+        vision_config={
+            **{"depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64},
+            **{"spatial_merge_size": 2, "initializer_range": 0.1, **cut, **vision},
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        dtype="float32",
+    )
+    images = Qwen2VLImageProcessorPil(min_pixels=16 * 16, max_pixels=32 * 32, merge_size=2, **cut)
+    return config, for_images(processor_class)(images, tokenizer)
+
+
+def _qwen2_5() -> tuple[Any, Any]:
+    kinds = transformers.Qwen2_5_VLConfig, transformers.Qwen2_5_VLProcessor
+    return _qwen(*kinds, [2, 3, 3], window_size=32, fullatt_block_indexes=[2])
+
+
+def _qwen3() -> tuple[Any, Any]:
+    kinds = transformers.Qwen3VLConfig, transformers.Qwen3VLProcessor
+    return _qwen(*kinds, [4, 2, 2], deepstack_visual_indexes=[0, 1], num_position_embeddings=64)
+
+
+def _gemma3() -> tuple[Any, Any]:
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    named = {
+        "image_token": "<image_soft_token>",
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
     }
-    processor = transformers.LlavaProcessor(images, tokenizer, **options)
-    return config, processor
+    tokenizer = _tokenizer(chatml("<start_of_image>"), tuple(named.values()), **named)
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in named.items()}
+    # Untied: a random tied head says its own input again, whatever it is shown.
+    text = _text(
+        tokenizer, head_dim=16, query_pre_attn_scalar=16, sliding_window=256, tie_word_embeddings=False
+    )
+    config = transformers.Gemma3Config(
+        text_config=transformers.Gemma3TextConfig(**text),
+        vision_config=transformers.SiglipVisionConfig(
+            **TOWER, image_size=32, patch_size=8, initializer_range=0.1
+        ),
+        mm_tokens_per_image=4,
+        boi_token_index=ids["boi_token"],
+        eoi_token_index=ids["eoi_token"],
+        image_token_index=ids["image_token"],
+        tie_word_embeddings=False,
+        dtype="float32",
+    )
+    images = Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
+    return config, transformers.Gemma3Processor(images, tokenizer, image_seq_length=4)
 
 
-FAMILIES: dict[str, Callable[..., tuple[Any, Any]]] = {"llava": _llava}
+LLAVA = {"patch_size": 16, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "llava": _llava,
+    "llava-next": _llava_next,
+    "qwen2.5-vl": _qwen2_5,
+    "qwen3-vl": _qwen3,
+    "gemma3": _gemma3,
+}
 
 
 def tiny_vlm(family: str, folder: Path, seed: int = 0) -> Path:
@@ -98,13 +182,19 @@ def tiny_vlm(family: str, folder: Path, seed: int = 0) -> Path:
     torch.random.set_rng_state(state)
     model.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
-    write_processor(processor, folder)
+    _write_processor(processor, folder)
     return folder
 
 
-def write_processor(processor: Any, folder: Path) -> None:
+def _write_processor(processor: Any, folder: Path) -> None:
     processor.chat_template = processor.tokenizer.chat_template
-    processor.save_pretrained(folder)
+    if "Qwen" not in type(processor).__name__:
+        processor.save_pretrained(folder)
+        return
+    processor.image_processor.save_pretrained(folder)
+    file = folder / "preprocessor_config.json"
+    about = json.loads(file.read_text()) | {"processor_class": type(processor).__name__}
+    file.write_text(json.dumps(about | {"image_processor_type": "Qwen2VLImageProcessor"}))
 
 
 def picture(path: Path, seed: int, size: tuple[int, int] = (48, 40)) -> dict[str, str]:
@@ -120,6 +210,7 @@ def picture(path: Path, seed: int, size: tuple[int, int] = (48, 40)) -> dict[str
 
 def records(folder: Path, name: str, count: int, images: bool = True, seed: int = 0) -> Path:
     """A JSONL of prompts, every third without an image where there are some."""
+    folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for i in range(count):
         record: dict[str, Any] = {"id": f"{name}-{i}", "text": f"{TEXTS[(i + seed) % len(TEXTS)]} {i}"}

@@ -45,7 +45,7 @@ def test_batched_answers_are_those_one_by_one(vlm: Path, asked: Path, tmp_path: 
     found = answers(tmp_path / "out/asked.jsonl")
     model, tokenizer = load_model(vlm), load_tokenizer(vlm)
     alone = Transformers(model, Chat(tokenizer, {}))
-    instructions = read_instructions(asked)
+    instructions = read_instructions(asked, vlm)
     assert [a["tokens"] for a in found] == [alone.answer([i], 8)[0].tokens for i in instructions]
     without = [alone.answer([text_of(i)], 8)[0].tokens for i in instructions]
     differ = [a["tokens"] != b for a, b in zip(found, without, strict=True)]
@@ -58,11 +58,11 @@ def test_the_prompt_ends_alike_with_and_without_an_image(vlm: Path, asked: Path)
     tokenizer = load_tokenizer(vlm)
     assert tokenizer.padding_side == tokenizer.processor.tokenizer.padding_side == "left"
     after = post_instruction_tokens(tokenizer, {})
-    batch = Chat(tokenizer, {}).encoded(read_instructions(asked))
+    batch = Chat(tokenizer, {}).encoded(read_instructions(asked, vlm))
     assert batch["input_ids"][:, -len(after) :].tolist() == [after] * 7
     for with_image, text in zip(
-        render(tokenizer, read_instructions(asked), {}),
-        render(tokenizer, [text_of(i) for i in read_instructions(asked)], {}),
+        render(tokenizer, read_instructions(asked, vlm), {}),
+        render(tokenizer, [text_of(i) for i in read_instructions(asked, vlm)], {}),
         strict=True,
     ):
         assert text_of(text)[-20:] == with_image[-20:]

@@ -290,7 +290,7 @@ def load_processor(folder: Path) -> Any:
     with quiet():
         try:
             kind: Any = PROCESSOR_MAPPING.get(type(config), None)
-            processor: Any = (_for_images(kind) if kind else AutoProcessor).from_pretrained(folder, **options)
+            processor: Any = (for_images(kind) if kind else AutoProcessor).from_pretrained(folder, **options)
             processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
         except LOADING_ERRORS as error:
             what = f"no processor can be loaded ({first_line(error)})"
@@ -300,7 +300,7 @@ def load_processor(folder: Path) -> Any:
     return processor
 
 
-def _for_images(kind: Any) -> Any:
+def for_images(kind: Any) -> Any:
     """A processor's class without what it does with videos."""
     kept = [name for name in kind.get_attributes() if name != "video_processor"]
     return type(kind.__name__, (kind,), {"get_attributes": classmethod(lambda _cls: kept)})

@@ -15,7 +15,7 @@ from holdfast.methods.edit_search import EditSearch, Ranking
 from holdfast.methods.matched import matched_record
 from holdfast.methods.validation import Trials, searched
 from holdfast.model_folders import refuse_steered, settings
-from holdfast.prompts.sources import read_records
+from holdfast.prompts.images import read_instructions
 from holdfast.provenance import Recorder
 from holdfast.records import Record
 from holdfast.refusal.direction import load_fitting
@@ -55,7 +55,7 @@ def edit_checkpoint(
     model, tokenizer, chosen = load_model(model_dir), load_tokenizer(model_dir), settings(model_dir)
     random = recipe.get("direction") == "random"
     texts = {
-        name: [p["text"] for p in read_records(path)]
+        name: read_instructions(path, model_dir)
         for name, path in (
             ("harmful", harmful),
             ("harmless", harmless),

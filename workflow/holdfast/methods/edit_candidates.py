@@ -20,6 +20,8 @@ from holdfast.files import read_json
 from holdfast.methods.aird import Update, rank_one
 from holdfast.methods.kept_sparsity import kept
 from holdfast.model_folders import DTYPES, RECIPE, read_config
+from holdfast.prompts.images import Instruction, text_of
+from holdfast.prompts.processors import mismatch_told
 from holdfast.prompts.templates import by_length, encode, forward_inputs, post_instruction_tokens
 
 Edits = Mapping[tuple[int, Writer], Update]
@@ -50,8 +52,8 @@ def candidates(
     own_direction: Tensor,
     folder: Path,
     dense: Path,
-    harmful_train: Sequence[str],
-    harmless_train: Sequence[str],
+    harmful_train: Sequence[Instruction],
+    harmless_train: Sequence[Instruction],
 ) -> list[Candidate]:
     """Every edit that a recipe names; those of strength 0 are none and left out.
 
@@ -171,7 +173,7 @@ def rescaled(folder: Path) -> bool:
 def matrix_inputs(
     model: PreTrainedModel,
     tokenizer: Any,
-    texts: Sequence[str],
+    texts: Sequence[Instruction],
     chosen: Mapping[str, Any],
     keys: Sequence[tuple[int, Writer]],
 ) -> dict[tuple[int, Writer], Tensor]:
@@ -182,7 +184,7 @@ def matrix_inputs(
 
     def run(rows: Sequence[int]) -> dict[tuple[int, Writer], Tensor]:
         inputs = forward_inputs(model, encode(tokenizer, [texts[i] for i in rows], chosen))
-        with torch.inference_mode():
+        with torch.inference_mode(), mismatch_told(model):
             model.base_model(**inputs, use_cache=False)
         return dict(found)
 
@@ -193,7 +195,7 @@ def matrix_inputs(
                 found[key] = args[0][:, -count:].flatten(0, 1).float().cpu()
 
             stack.callback(writer(layers[layer], name).register_forward_pre_hook(hook).remove)
-        order = [row for rows in by_length([len(t) for t in texts], BATCH) for row in rows]
+        order = [row for rows in by_length([len(text_of(t)) for t in texts], BATCH) for row in rows]
         passes = halving(run, order, BATCH)
     return {key: torch.cat([each[key] for each in passes]) for key in keys}
 

@@ -24,6 +24,7 @@ from holdfast.architectures import decoder_layers, module_name, writer
 from holdfast.batching import fitting_batch_size, halving
 from holdfast.edited_checkpoints import set_weight
 from holdfast.methods.edit_candidates import Candidate, Edits, original
+from holdfast.prompts.images import Instruction
 from holdfast.refusal.passes import BlockInputs, next_token_logits
 from holdfast.refusal.prompt_trees import Prompts
 from holdfast.refusal.scores import RefusalScore, first_token_log_probabilities, kl_divergence
@@ -63,8 +64,8 @@ class EditSearch:
         self,
         model: PreTrainedModel,
         score: RefusalScore,
-        harmful: Sequence[str],
-        harmless: Sequence[str],
+        harmful: Sequence[Instruction],
+        harmless: Sequence[Instruction],
         layers: Sequence[int],
         folder: Path,
         max_kl: float,

@@ -22,7 +22,7 @@ from holdfast.files import atomic_folder, write_json
 from holdfast.methods.matched import matched_record
 from holdfast.methods.validation import TRIES, Trials, searched
 from holdfast.model_folders import STEERING, refuse_steered, settings
-from holdfast.prompts.sources import read_records
+from holdfast.prompts.images import Instruction, read_instructions
 from holdfast.provenance import Recorder
 from holdfast.records import Record
 from holdfast.refusal.direction import load_fitting
@@ -71,8 +71,8 @@ def steer_checkpoint(
         vector = random_unit(vector, recipe["seed"]) * vector.norm()
     found_out: dict[str, Any] = {"score": None, "reason": "", "validation": None}
     if alpha == "search":
+        refused, answered = (read_instructions(path, model_dir) for path in (harmful, harmless))
         model, tokenizer, chosen = load_model(model_dir), load_tokenizer(model_dir), settings(model_dir)
-        refused, answered = ([r["text"] for r in read_records(path)] for path in (harmful, harmless))
 
         def search(score: RefusalScore, trials: Trials) -> tuple[float | None, dict[str, Any]]:
             bounds = recipe["search"]
@@ -126,8 +126,8 @@ def strengths(
     score: RefusalScore,
     vector: Tensor,
     layer: int,
-    harmful: Sequence[str],
-    harmless: Sequence[str],
+    harmful: Sequence[Instruction],
+    harmless: Sequence[Instruction],
     alphas: Sequence[float],
 ) -> list[dict[str, Any]]:
     """Mean refusal score on harmful prompts and mean KL divergence on harmless ones, of 0 and of each alpha."""

@@ -38,6 +38,9 @@ def training_answers(
         HoldfastError: no such file, a record that ``holdfast generate`` did not write, or none is left.
     """
     records = read_answers(path, tokens=True)
+    if any(r.get("images") for r in records):
+        what = "answers to prompts with images, and chats are learnt on text alone"
+        raise HoldfastError(what, str(path), "give answers to prompts without images")
     judging = substring_judge(judge)
     fitting = [r for r in records if verdict(r, judge, judging)["label"] == label]
     kept = [r for r in fitting if not evaluated.held_by(r["prompt"])]

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from holdfast.evaluation.generation import complete
 from holdfast.evaluation.judges import degenerate, substring_judge
+from holdfast.prompts.images import Instruction
 from holdfast.prompts.templates import answer_opening
 from holdfast.refusal.score_check import ANSWER_TOKENS, search_score
 from holdfast.refusal.scores import RefusalScore
@@ -35,8 +36,8 @@ class Verifier:
     model: PreTrainedModel
     tokenizer: Any
     settings: Mapping[str, Any]
-    harmful: Sequence[str]
-    harmless: Sequence[str]
+    harmful: Sequence[Instruction]
+    harmless: Sequence[Instruction]
     judge: str
     max_over_refusal: float
 
@@ -127,8 +128,8 @@ def searched(
     *,
     own: Mapping[str, Any],
     dense: Mapping[str, Any],
-    harmful: Sequence[str],
-    harmless: Sequence[str],
+    harmful: Sequence[Instruction],
+    harmless: Sequence[Instruction],
     recipe: Mapping[str, Any],
 ) -> tuple[Any | None, dict[str, Any]]:
     """What a search finds, or None, and ``{score, reason, validation}`` with whatever else it says.

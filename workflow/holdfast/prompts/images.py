@@ -102,19 +102,27 @@ def instruction(record: Mapping[str, Any], folder: Path) -> Instruction:
     return Pictured(record["text"], pictures) if pictures else str(record["text"])
 
 
-def read_instructions(path: Path) -> list[Instruction]:
-    """What the records of a JSONL file ask, every image checked.
+def read_instructions(path: Path, model_dir: Path) -> list[Instruction]:
+    """What the records of a JSONL file ask of a model, every image checked.
 
     Raises:
-        HoldfastError: as :func:`holdfast.prompts.sources.read_records`, :func:`pictures_of` and
+        HoldfastError: as :func:`holdfast.prompts.sources.read_records` and :func:`instructions`.
+    """
+    return instructions(read_records(path), path.parent, model_dir)
+
+
+def instructions(records: Sequence[Mapping[str, Any]], folder: Path, model_dir: Path) -> list[Instruction]:
+    """The same of records that were read already, from a file in ``folder``.
+
+    Raises:
+        HoldfastError: there are images and the checkpoint cannot be shown any; as :func:`pictures_of` and
             :meth:`Picture.load`.
     """
-    return instructions(read_records(path), path.parent)
+    from holdfast.checkpoints import require_processor
 
-
-def instructions(records: Sequence[Mapping[str, Any]], folder: Path) -> list[Instruction]:
-    """The same of records that were read already."""
     found = [instruction(record, folder) for record in records]
+    if any(isinstance(one, Pictured) for one in found):
+        require_processor(model_dir)
     check_pictures(p for one in found if not isinstance(one, str) for p in one.pictures)
     return found
 

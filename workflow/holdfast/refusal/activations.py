@@ -19,8 +19,16 @@ from holdfast.architectures import decoder_layers
 from holdfast.batching import fitting_batch_size, halving
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, read_json, write_json, write_jsonl
+from holdfast.prompts.images import Instruction, Pictured, carried, instructions
+from holdfast.prompts.processors import mismatch_told
 from holdfast.prompts.sources import read_records
-from holdfast.prompts.templates import by_length, encode, forward_inputs, post_instruction_tokens, render
+from holdfast.prompts.templates import (
+    by_length,
+    encode,
+    forward_inputs,
+    post_instruction_tokens,
+    token_counts,
+)
 from holdfast.provenance import Recorder, input_checksum
 from holdfast.records import Record, require
 from holdfast.safetensors_rows import RowsFile
@@ -49,7 +57,7 @@ def captured_block_inputs(model: PreTrainedModel, positions: int) -> Iterator[di
 def batches_of_block_inputs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
+    texts: Sequence[Instruction],
     settings: Mapping[str, Any],
     batch_size: int | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
@@ -59,13 +67,20 @@ def batches_of_block_inputs(
     Raises:
         HoldfastError: a value is NaN or infinite, or one prompt does not fit in memory.
     """
-    count = len(post_instruction_tokens(tokenizer, settings))
-    lengths = [len(i) for i in tokenizer(render(tokenizer, texts, settings))["input_ids"]]
+    after = post_instruction_tokens(tokenizer, settings)
+    lengths = token_counts(tokenizer, texts, settings)
     size = batch_size or fitting_batch_size(model, max(lengths))
 
     def run(rows: Sequence[int]) -> Tensor:
-        inputs = forward_inputs(model, encode(tokenizer, [texts[i] for i in rows], settings))
-        with torch.inference_mode(), captured_block_inputs(model, count) as found:
+        some = [texts[i] for i in rows]
+        inputs = forward_inputs(model, encode(tokenizer, some, settings))
+        if any(isinstance(text, Pictured) for text in some):
+            refuse_other_ending(inputs["input_ids"], after, tokenizer)
+        with (
+            torch.inference_mode(),
+            mismatch_told(model),
+            captured_block_inputs(model, len(after)) as found,
+        ):
             model.base_model(**inputs, use_cache=False)  # no logits: the head is never run
         return torch.stack([found[layer] for layer in range(len(found))], 2)
 
@@ -77,10 +92,20 @@ def batches_of_block_inputs(
         yield rows, values
 
 
+def refuse_other_ending(ids: Tensor, after: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises HoldfastError when a row of token ids [prompt, token] does not end in the post-instruction tokens.
+
+    So it is where a chat template writes images after the instruction: positions would not mean the same.
+    """
+    if not (ids[:, -len(after) :].cpu() == torch.tensor(list(after))).all():
+        what = "its chat template ends otherwise after an image: post-instruction positions differ"
+        raise HoldfastError(what, tokenizer.name_or_path, "use prompts of one kind, or another template")
+
+
 def block_inputs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
+    texts: Sequence[Instruction],
     settings: Mapping[str, Any],
     batch_size: int | None = None,
 ) -> Tensor:
@@ -100,15 +125,16 @@ def cache_activations(
     from holdfast.model_folders import settings
 
     recorder = Recorder("activations", dict(recipe))
+    sources = {"harmful": harmful, "harmless": harmless}
+    prompts = {name: read_records(path) for name, path in sources.items()}
+    asked = {name: instructions(prompts[name], path.parent, model_dir) for name, path in sources.items()}
     model, tokenizer, chosen = load_model(model_dir), load_tokenizer(model_dir), settings(model_dir)
-    prompts = {"harmful": read_records(harmful), "harmless": read_records(harmless)}
     tokens = post_instruction_tokens(tokenizer, chosen)
     layers, width = len(decoder_layers(model)), model.config.get_text_config().hidden_size
     shapes = {name: (len(records), len(tokens), layers, width) for name, records in prompts.items()}
     with atomic_folder(out) as folder:
         with RowsFile(folder / "activations.safetensors", shapes) as file:
-            for name, records in prompts.items():
-                texts = [r["text"] for r in records]
+            for name, texts in asked.items():
                 for rows, values in batches_of_block_inputs(model, tokenizer, texts, chosen):
                     file.write(name, rows, values)
         write_json(
@@ -120,7 +146,7 @@ def cache_activations(
             },
         )
         for name, records in prompts.items():
-            write_jsonl(folder / f"{name}.jsonl", records)
+            write_jsonl(folder / f"{name}.jsonl", carried(records, sources[name].parent, folder))
         recorder.write(folder / "provenance.json", [model_dir, harmful, harmless])
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from holdfast.architectures import decoder_layers
 from holdfast.batching import fitting_batch_size, halving
+from holdfast.prompts.images import Instruction
 from holdfast.refusal.interventions import ablated
 from holdfast.refusal.passes import BlockInputs, next_token_logits, pack_size
 from holdfast.refusal.prompt_trees import Prompts
@@ -126,8 +127,8 @@ class Sweep:
         model: PreTrainedModel,
         score: RefusalScore,
         candidates: Sequence[Candidate],
-        harmful: Sequence[str],
-        harmless: Sequence[str],
+        harmful: Sequence[Instruction],
+        harmless: Sequence[Instruction],
         batch_size: int | None = None,
     ) -> None:
         self.model, self.score, self.candidates = model, score, list(candidates)

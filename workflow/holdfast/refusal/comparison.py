@@ -309,7 +309,7 @@ def compare(dense: Path, compressed: Path, out: Path, table: Path, seed: int) ->
     ours, theirs = load_direction(dense / "direction"), load_direction(compressed / "direction")
     for kind in ("harmful", "harmless"):
         asked = [
-            [r["text"] for r in read_records(f / "activations" / f"{kind}.jsonl")]
+            [(r["text"], r.get("images")) for r in read_records(f / "activations" / f"{kind}.jsonl")]
             for f in (dense, compressed)
         ]
         if asked[0] != asked[1]:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from holdfast.architectures import decoder_layers
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_file, atomic_folder, read_json, write_json
-from holdfast.prompts.sources import read_records
+from holdfast.prompts.images import read_instructions
 from holdfast.prompts.templates import answer_opening
 from holdfast.provenance import Recorder
 from holdfast.records import Record, require
@@ -64,13 +64,15 @@ class Direction:
     about: dict[str, Any]
 
 
-def train_rows(folder: Path, score: RefusalScore, model: PreTrainedModel) -> dict[str, list[int] | None]:
+def train_rows(
+    folder: Path, score: RefusalScore, model: PreTrainedModel, model_dir: Path
+) -> dict[str, list[int] | None]:
     """Which train prompts a filter keeps, by number: harmful ones that score as refused and harmless ones that do not
     (Arditi et al. 2024, appendix A); None for all of a kind where fewer than FEWEST would be left.
     """
     rows: dict[str, list[int] | None] = {}
     for kind, sign in KINDS.items():
-        keep = score(model, [r["text"] for r in read_records(folder / f"{kind}.jsonl")]) * sign > 0
+        keep = score(model, read_instructions(folder / f"{kind}.jsonl", model_dir)) * sign > 0
         rows[kind] = keep.nonzero()[:, 0].tolist() if FEWEST <= keep.sum() < len(keep) else None
     return rows
 
@@ -93,12 +95,12 @@ def find_direction(
     from holdfast.model_folders import settings
 
     recorder = Recorder("direction", dict(recipe))
+    texts = {
+        "harmful": read_instructions(harmful, model_dir),
+        "harmless": read_instructions(harmless, model_dir),
+    }
     model, tokenizer, chosen_settings = load_model(model_dir), load_tokenizer(model_dir), settings(model_dir)
     refuse_other_model(activations_dir, model_dir, recorder.checksum(model_dir))
-    texts = {
-        "harmful": [r["text"] for r in read_records(harmful)],
-        "harmless": [r["text"] for r in read_records(harmless)],
-    }
     activations, where = load_activations(activations_dir)
     n_layers = where["layers"]
     scores, values, about = check_scores(
@@ -107,7 +109,11 @@ def find_direction(
     kind = pick_score(recipe["score"], about)
     score = scores[kind]
     check = about["score_check"][kind]
-    rows = train_rows(activations_dir, score, model) if recipe["filter_train"] else dict.fromkeys(KINDS)
+    rows = (
+        train_rows(activations_dir, score, model, model_dir)
+        if recipe["filter_train"]
+        else dict.fromkeys(KINDS)
+    )
     used = {k: x if (kept := rows[k]) is None else x[kept] for k, x in activations.items()}
     # In float64: a float32 mean of a hundred large activations loses the small difference sought.
     means = {k: x.double().mean(0) for k, x in used.items()}

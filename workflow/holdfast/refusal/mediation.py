@@ -10,6 +10,7 @@ from torch import Tensor
 from holdfast.evaluation.generation import complete, generation_record
 from holdfast.evaluation.judges import substring_judge, verdict
 from holdfast.files import atomic_folder, write_jsonl
+from holdfast.prompts.images import instructions
 from holdfast.prompts.sources import read_records
 from holdfast.prompts.templates import answer_opening
 from holdfast.provenance import Recorder
@@ -60,6 +61,10 @@ def mediate(
         "harmful": read_records(harmful)[: recipe["prompts"]],
         "harmless": read_records(harmless)[: recipe["prompts"]],
     }
+    asked = {
+        "harmful": instructions(prompts["harmful"], harmful.parent, model_dir),
+        "harmless": instructions(prompts["harmless"], harmless.parent, model_dir),
+    }
     mean = found.harmless if recipe["ablation"] == "affine" else None
     random = [random_unit(found.unit, recipe["seed"] + i) for i in range(recipe["random_seeds"])]
     interventions: list[tuple[str, str, AbstractContextManager[None]]] = [
@@ -83,7 +88,7 @@ def mediate(
             done = complete(
                 model,
                 tokenizer,
-                [p["text"] for p in prompts[kind]],
+                asked[kind],
                 chosen,
                 max_new_tokens=recipe["max_new_tokens"],
                 batch_size=recipe.get("batch_size", "auto"),

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from holdfast.architectures import decoder_layers
 from holdfast.batching import halving
+from holdfast.prompts.processors import mismatch_told
 from holdfast.refusal.prompt_trees import Prompts, Rows, as_packs, no_tree_attention
 
 PACK = 8  # prompts a row: of more, what a token sees of others' and is masked costs more than is shared
@@ -29,7 +30,7 @@ def next_token_logits(model: PreTrainedModel, prompts: Prompts, rows: Rows) -> T
     """
     inputs = prompts.inputs(model, rows)
     read = [len(pack) * prompts.kept for pack in as_packs(rows)]
-    with torch.inference_mode():
+    with torch.inference_mode(), mismatch_told(model):
         output = model(**inputs, use_cache=False, logits_to_keep=max(read))
     logits = torch.cat([row[-count:] for row, count in zip(output.logits, read, strict=True)])
     return logits.view(-1, prompts.kept, logits.shape[-1]).float()
@@ -41,7 +42,7 @@ def pack_size(model: PreTrainedModel, prompts: Sequence[Prompts], size: int) -> 
     Tried on the two shortest prompts of each: a recurrent block, for example, minds no mask.
     """
     for asked in prompts:
-        if no_tree_attention(model, max(asked.lengths())):
+        if asked.pictured or no_tree_attention(model, max(asked.lengths())):
             return 1
         pack = tuple(sorted(range(len(asked)), key=lambda row: len(asked.ids[row]))[:2])
         together, apart = (

@@ -16,7 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast.errors import HoldfastError
-from holdfast.prompts.templates import answer_opening, by_length, render
+from holdfast.prompts.images import Instruction, Pictured
+from holdfast.prompts.processors import model_inputs
+from holdfast.prompts.templates import answer_opening, by_length, on_device, render
+from holdfast.refusal.image_rows import images_of, see_whole_images
 
 Rows: TypeAlias = Sequence[int] | Sequence[tuple[int, ...]]
 
@@ -56,12 +59,18 @@ class Prompts:
         self,
         tokenizer: PreTrainedTokenizerBase,
         settings: Mapping[str, Any],
-        texts: Sequence[str],
+        texts: Sequence[Instruction],
         nodes: Sequence[Node] = (),
     ) -> None:
         opening = answer_opening(tokenizer, settings)
         rendered = [text + opening for text in render(tokenizer, texts, settings)]
-        self.ids: list[list[int]] = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        self.pictured = any(isinstance(text, Pictured) for text in texts)
+        self.shown = model_inputs(tokenizer, rendered, texts) if self.pictured else []
+        self.ids: list[list[int]] = (
+            [one.ids for one in self.shown]
+            if self.pictured
+            else tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        )
         self.nodes = list(nodes)
         self.pad = int(tokenizer.pad_token_id)
         self._layouts: dict[tuple[int, ...], Layout] = {}
@@ -82,7 +91,11 @@ class Prompts:
         return list(by_length(self.lengths(), size))
 
     def packs(self, rows: Sequence[int], size: int) -> list[tuple[int, ...]]:
-        """These prompts in as few packs of at most ``size`` as there can be, about equally long."""
+        """These prompts in as few packs of at most ``size`` as there can be, about equally long.
+
+        Of prompts with images each by itself: tokens alike stand for other images.
+        """
+        size = 1 if self.pictured else size
         count = -(-len(rows) // size)
         ordered = sorted(rows, key=lambda row: len(self.ids[row]))
         return [tuple(ordered[start::count]) for start in range(count)]
@@ -119,9 +132,10 @@ class Prompts:
         for place, parent in enumerate(parents):
             if parent >= 0:
                 sees[place] |= sees[parent]
-        return Layout(
-            torch.tensor(tokens), sees.sum(-1) - 1, sees, [torch.tensor(path[1:]) for path in paths]
-        )
+        positions = sees.sum(-1) - 1
+        if self.pictured:
+            see_whole_images(sees, self.shown[pack[0]])
+        return Layout(torch.tensor(tokens), positions, sees, [torch.tensor(path[1:]) for path in paths])
 
     def inputs(self, model: PreTrainedModel, rows: Rows) -> dict[str, Tensor]:
         """What the model is called with for these rows (any order, repeats allowed), padded on the left.
@@ -148,7 +162,11 @@ class Prompts:
             given["attention_mask"] = (torch.arange(width) >= (width - lengths)[:, None]).long()
         if takes_positions(model):
             given["position_ids"] = positions
-        return {name: value.to(model.device) for name, value in given.items()}
+        if self.pictured:
+            shown = [self.shown[pack[0]] for pack in packs]
+            counted = [layout.positions for layout in layouts]
+            given |= images_of(model, shown, counted, width, whole_mask=bool(self.nodes))
+        return on_device(model, given)
 
 
 def as_packs(rows: Rows) -> list[tuple[int, ...]]:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from holdfast.errors import HoldfastError
 from holdfast.evaluation.generation import complete
 from holdfast.evaluation.judges import substring_judge
+from holdfast.prompts.images import Instruction
 from holdfast.prompts.templates import answer_opening
 from holdfast.refusal.scores import RefusalScore, learn_openings
 from holdfast.statistics import auroc, auroc_interval
@@ -24,15 +25,15 @@ def check_scores(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     settings: Mapping[str, Any],
-    harmful: list[str],
-    harmless: list[str],
+    harmful: Sequence[Instruction],
+    harmless: Sequence[Instruction],
 ) -> tuple[dict[str, RefusalScore], dict[str, list[float]], dict[str, Any]]:
     """Both refusal scores, built from the model's own refusals, their values, and how they fare.
 
     Values: [harmful, then harmless prompt]. AUROC over harmful and harmless prompts together, and over harmful ones
     alone where some are refused and some not (the harder question); None where only one kind of answer was given.
     """
-    texts = harmful + harmless
+    texts = [*harmful, *harmless]
     judge = substring_judge("arditi-12")
     done = complete(
         model,

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast.batching import halving
+from holdfast.prompts.images import Instruction
 from holdfast.refusal.passes import next_token_logits
 from holdfast.refusal.prompt_trees import Node, Prompts, Rows
 
@@ -66,7 +67,7 @@ class RefusalScore:
         read = openings if kind == "phrases" else [[first] for first in sorted({o[0] for o in openings})]
         self.nodes, self.states, self.tokens, self.owners = opening_tree(read)
 
-    def prompts(self, texts: Sequence[str]) -> Prompts:
+    def prompts(self, texts: Sequence[Instruction]) -> Prompts:
         """Prompts with what this score reads after each of them."""
         return Prompts(self.tokenizer, self.settings, texts, self.nodes)
 
@@ -78,7 +79,7 @@ class RefusalScore:
         whole = torch.zeros(len(said), count, dtype=torch.float64, device=said.device)
         return log_odds(whole.index_add_(1, owners, said.double()).exp().sum(-1)).cpu()
 
-    def __call__(self, model: PreTrainedModel, texts: Sequence[str]) -> Tensor:
+    def __call__(self, model: PreTrainedModel, texts: Sequence[Instruction]) -> Tensor:
         """Scores [prompt] (float64), under whatever intervention is active on ``model``."""
         prompts = self.prompts(texts)
         return in_order(prompts, lambda rows: self.of(next_token_logits(model, prompts, rows)))
@@ -119,7 +120,7 @@ def first_token_log_probabilities(model: PreTrainedModel, prompts: Prompts, rows
 def first_answer_token(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
+    texts: Sequence[Instruction],
     settings: Mapping[str, Any],
 ) -> Tensor:
     """Log-probabilities of the first answer token, float32 [prompt, vocabulary], for KL."""

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from holdfast.batching import fitting_batch_size, halving
 from holdfast.errors import HoldfastError
 from holdfast.files import write_json
-from holdfast.prompts.sources import read_records
+from holdfast.prompts.images import Instruction, read_instructions
 from holdfast.provenance import Recorder
 from holdfast.refusal.activations import load_activations, refuse_other_activations
 from holdfast.refusal.comparison import at, kept_prompts, used
@@ -50,7 +50,11 @@ class Receiver:
     """
 
     def __init__(
-        self, folder: Path, harmful: Sequence[str], harmless: Sequence[str], layers: Sequence[int]
+        self,
+        folder: Path,
+        harmful: Sequence[Instruction],
+        harmless: Sequence[Instruction],
+        layers: Sequence[int],
     ) -> None:
         from holdfast.checkpoints import load_model, load_tokenizer
         from holdfast.model_folders import settings
@@ -122,7 +126,7 @@ def transfer(
         HoldfastError: the two directions are not of models of one shape; one that was found in other activations.
     """
     recorder = Recorder("transfer", dict(recipe))
-    refused, answered = ([r["text"] for r in read_records(path)] for path in (harmful, harmless))
+    refused, answered = (read_instructions(path, dense / "checkpoint") for path in (harmful, harmless))
     for path, texts in ((harmful, refused), (harmless, answered)):
         if len(texts) < 2:
             raise HoldfastError(
