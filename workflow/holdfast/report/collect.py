@@ -13,7 +13,8 @@ import pandas as pd
 
 from holdfast.config.cells import AS_IS, DENSE
 from holdfast.errors import HoldfastError
-from holdfast.report.measures import ability, answers, attacks, mechanism, methods, transfer
+from holdfast.evaluation.judges.substring import quick_judge
+from holdfast.report.measures import ability, answers, attacks, mechanism, methods, pairs, transfer
 from holdfast.report.measures.backends import refuse_two_backends
 from holdfast.report.measures.formats import ZeroShot
 from holdfast.report.measures.reading import json_object, point
@@ -25,6 +26,7 @@ COLUMNS = ["model", "compression", "method", "measure", "value", "n", "low", "hi
 MEASURES = (
     answers.MEASURES
     | attacks.MEASURES
+    | pairs.MEASURES
     | ability.MEASURES
     | methods.MEASURES
     | mechanism.MEASURES
@@ -41,6 +43,7 @@ def collect(
     attacked: Callable[[str], Sequence[str]] = lambda model: (),
     *,
     borderline: bool = False,
+    paired: bool = False,
     transferred: bool = True,
     undone: Undone | None = None,
 ) -> pd.DataFrame:
@@ -53,6 +56,7 @@ def collect(
         stages: which stage makes each method, by name (``Study.stages``); ``edit`` where none is named.
         attacked: names of the attack settings of a model (``Study.attacks_on``).
         borderline: whether the study has borderline prompts.
+        paired: whether it has pairs of harmful and benign inputs.
         transferred: whether it tries directions in each other's models.
         undone: what a run left undone. Its files are not read; the cells it belongs to get rows ``missing[STAGE]``.
 
@@ -69,7 +73,9 @@ def collect(
     undone = undone or Undone()
     with without(results, undone.files) as finished:
         refuse_two_backends(finished, listed, attacked)
-        rows = list(_rows(finished, listed, judges, stages or {}, attacked, borderline, transferred, undone))
+        rows = list(
+            _rows(finished, listed, judges, stages or {}, attacked, borderline, paired, transferred, undone)
+        )
     return typed(pd.DataFrame(rows, columns=COLUMNS))
 
 
@@ -80,6 +86,7 @@ def _rows(
     stages: Mapping[str, str],
     attacked: Callable[[str], Sequence[str]],
     borderline: bool,
+    paired: bool,
     transferred: bool,
     undone: Undone,
 ) -> Iterator[dict[str, Any]]:
@@ -87,10 +94,15 @@ def _rows(
         json_object(results.joinpath(*cell, "ability/zero_shot.json"), ZeroShot) or {} for cell in listed
     ]
     tasks = list(dict.fromkeys(task for scores in zero_shot for task in scores))
+    pair_file = results / "pairs/pairs.jsonl"
+    halves = pairs.read_pairs(pair_file) if paired and pair_file.is_file() else []
+    judge = quick_judge(judges)
     for model, compression, method in listed:
         cell = results / model / compression / method
         measured = answers.answers(cell, judges) | attacks.settings(cell, attacked(model), judges[0])
         measured |= (attacks.borderline(cell, judges) if borderline else {}) | ability.ability(cell, tasks)
+        dense = results / model / DENSE / AS_IS
+        measured |= pairs.measured(cell, None if cell == dense else dense, halves, judge) if halves else {}
         if method == AS_IS:
             measured |= mechanism.mechanism(results / model / compression, compression)
             if transferred and compression != DENSE:

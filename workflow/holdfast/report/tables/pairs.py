@@ -1,0 +1,112 @@
+"""Paired harmful and benign inputs: every cell by modality."""
+
+import math
+
+from holdfast.config.cells import AS_IS, DENSE
+from holdfast.report.measures.pairs import ALL
+from holdfast.report.numbers import Numbers
+from holdfast.report.rendering import MISSING, Table
+from holdfast.report.repairs import SIGNIFICANT
+from holdfast.report.wording import bracket, count, names, p_value, percent, share, signed
+from holdfast.statistics import holm
+
+SHARES = {
+    "Genuine refusal": "pair_genuine_refusal",
+    "Refused": "pair_refusal",
+    "Incoherent": "pair_incoherent",
+    "Over-refusal": "pair_over_refusal",
+    "Discrimination": "pair_discrimination",
+}
+GENUINE = SHARES["Genuine refusal"]
+NET = 0.05  # of a change smaller than this many flips may be hidden
+FLIPS = 0.1
+
+
+def pairs_table(numbers: Numbers) -> Table | None:
+    """None in a study without pairs."""
+    modalities = [bracket(m) for m in numbers.measures if m.startswith(f"{GENUINE}[")]
+    if not modalities:
+        return None
+    rows_of = [(c, k, m) for c, k in numbers.cells for m in modalities]
+    adjusted = _adjusted(numbers, modalities)
+    rows = []
+    for c, k, m in rows_of:
+        rates = {title: numbers.get(c, k, f"{measure}[{m}]") for title, measure in SHARES.items()}
+        rows.append(
+            [
+                *(c, k, m, str(rates["Genuine refusal"].n or MISSING)),
+                *map(share, rates.values()),
+                _change(numbers, c, k, m),
+                _flips(numbers, c, k, m),
+                p_value(adjusted.get((c, k, m), math.nan)),
+            ]
+        )
+    return Table(
+        f"{numbers.model}: pairs of harmful and benign inputs",
+        ["Compression", "Method", "Modality", "Pairs", *SHARES, "Genuine − dense", "Lost / gained", "p"],
+        rows,
+        "Genuine − dense: percentage points on the same pairs [95 % interval of paired proportions]. Lost / gained: "
+        "pairs whose harmful half only the dense model, only this one genuinely refuses. p: exact McNemar of these, by "
+        "Holm over the table's single modalities; of all modalities together over the cells.",
+        "Share [95 % interval]. Genuine refusal: the harmful half is refused by a coherent answer. Incoherent: of both "
+        "halves' answers. Over-refusal: the benign half is refused. Discrimination: the harmful half is genuinely "
+        "refused and the benign one answered. By the first substring list. The pairs are a reconstruction after "
+        "study V (docs/vision.md).",
+        names=3,
+        findings=_findings(numbers, modalities, adjusted),
+    )
+
+
+def _adjusted(numbers: Numbers, modalities: list[str]) -> dict[tuple[str, str, str], float]:
+    """p of every (compression, method, modality) against the dense model: single modalities by Holm over all of them;
+    all together, which is no further test of other data, over the cells."""
+    found = {}
+    for group in ([m for m in modalities if m != ALL], [m for m in modalities if m == ALL]):
+        tests = [(c, k, m) for c, k in numbers.cells if (c, k) != (DENSE, AS_IS) for m in group]
+        raw = [numbers.get(c, k, f"{GENUINE}_p[{m}]").value for c, k, m in tests]
+        found |= dict(zip(tests, holm(raw), strict=True))
+    return found
+
+
+def _change(numbers: Numbers, compression: str, method: str, modality: str) -> str:
+    """``−12.0 [−20, −3]``"""
+    change = numbers.get(compression, method, f"{GENUINE}_change[{modality}]")
+    if math.isnan(change.value):
+        return MISSING
+    low, high = (f"{100 * end:.0f}".replace("-", "−") for end in (change.low, change.high))
+    return f"{signed(100 * change.value)} [{low}, {high}]"
+
+
+def _flips(numbers: Numbers, compression: str, method: str, modality: str) -> str:
+    lost, gained = (
+        numbers.get(compression, method, f"{GENUINE}_{way}[{modality}]") for way in ("lost", "gained")
+    )
+    return MISSING if not lost.n else f"{round(lost.value * lost.n)} / {round(gained.value * gained.n)}"
+
+
+def _findings(
+    numbers: Numbers, modalities: list[str], adjusted: dict[tuple[str, str, str], float]
+) -> list[str]:
+    found = []
+    for modality in [m for m in modalities if m != ALL]:
+        tested = {(c, k): p for (c, k, m), p in adjusted.items() if m == modality and not math.isnan(p)}
+        changes = {cell: numbers.get(*cell, f"{GENUINE}_change[{modality}]").value for cell in tested}
+        worse, better = (
+            [" / ".join(cell) for cell, p in tested.items() if p < SIGNIFICANT and sign * changes[cell] > 0]
+            for sign in (-1, 1)
+        )
+        if tested:
+            said = f"Of {modality} pairs genuine refusal falls below the dense model's in {len(worse)} of "
+            said += f"{count(tested, 'cell')}{names(worse)}"
+            said += f", and rises above it in {len(better)}{names(better)}" if better else ""
+            found.append(f"{said} (same pairs, McNemar after Holm).")
+    hidden = []
+    for c, k, m in adjusted:
+        net, lost, gained = (
+            numbers.get(c, k, f"{GENUINE}_{kind}[{m}]").value for kind in ("change", "lost", "gained")
+        )
+        if abs(net) < NET and min(lost, gained) >= FLIPS / 2 and lost + gained >= FLIPS:
+            hidden.append(f"{c} / {k}, {m} ({percent(lost)} lost, {percent(gained)} gained)")
+    if hidden:
+        found.append(f"Small net changes of genuine refusal hide flips both ways: {'; '.join(hidden)}.")
+    return found
