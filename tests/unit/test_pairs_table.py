@@ -7,14 +7,16 @@ from typing import Any
 import pandas as pd
 import pytest
 from holdfast.errors import HoldfastError
-from holdfast.files import read_jsonl, write_jsonl
+from holdfast.files import read_jsonl, sha256, write_jsonl
 from holdfast.report.collect import MEASURES, collect
 from holdfast.report.measures.pairs import read_pairs
 from holdfast.report.numbers import Numbers
+from holdfast.report.page import write_page
 from holdfast.report.tables import write_tables
 from holdfast.report.tables.pairs import pairs_table
 from holdfast.statistics import mcnemar_exact, wilson
-from written_results import CELLS, JUDGES, MODEL, row
+from PIL import Image
+from written_results import CELLS, JUDGES, MODEL, SCRIPT, row
 
 TEXT, IMAGE = 12, 8
 
@@ -168,6 +170,66 @@ def test_without_pairs_there_is_no_table(results: Path) -> None:
 
 def test_a_cell_without_answers_is_marked_missing(paired: Path) -> None:
     assert math.isnan(row(collected(paired), "rtn-4", "as-is", "pair_genuine_refusal[text]").value)
+
+
+@pytest.fixture
+def pictured(paired: Path) -> Path:
+    """The halves of the pairs with images have one each, and wanda-50 has answers."""
+    folder = paired / "pairs"
+    (folder / "images").mkdir()
+    records = []
+    for record in HALVES:
+        file = folder / f"images/{record['id']}.png"
+        Image.new("RGB", (400, 200), "red" if record["label"] == "harmful" else "green").save(file)
+        shown = [{"file": f"images/{file.name}", "sha256": sha256(file)}]
+        records.append(record | ({"images": shown} if record["modality"] == "image" else {}))
+    write_jsonl(folder / "pairs.jsonl", records)
+    answers = [
+        {
+            "id": r["id"],
+            "prompt_id": r["id"],
+            "prompt": r["text"],
+            "completion": SCRIPT,
+            "finish_reason": "stop",
+        }
+        for r in HALVES
+    ]
+    write_jsonl(paired / MODEL / "wanda-50/as-is/pairs/generations/pairs.jsonl", answers)
+    return paired
+
+
+def page(results: Path) -> str:
+    out = results / "page.html"
+    write_page(out, results, CELLS, JUDGES, "study: tiny", collected(results))
+    return out.read_text()
+
+
+def test_the_page_shows_pairs_side_by_side_harmful_halves_folded(pictured: Path) -> None:
+    html = page(pictured)
+    shown = html[html.index('<h2 id="pairs">') : html.index('<h2 id="methods">')]
+    assert shown.count('<div class="pair">') == 4  # two of each modality
+    assert shown.count('<img src="data:image/png;base64,') == 4  # both halves of the two with images
+    assert SCRIPT not in shown
+    assert "Sure &lt;script&gt;" in shown
+    for part in shown.split('<div class="pair">')[1:]:
+        harmful, benign = part.split("<strong>Benign half</strong>")
+        assert harmful.index("<details>") < harmful.index("What now?")  # folded
+        assert benign.index("What now?") < benign.index("<details>")
+        folded = html.index("<details>", html.index("Harmful half"))
+        assert folded < html.index("&lt;script&gt;", folded)
+    assert "http" not in shown
+
+
+def test_an_image_that_was_changed_is_not_shown(pictured: Path) -> None:
+    Image.new("RGB", (4, 4)).save(pictured / f"pairs/images/benign-{TEXT}.png")
+    with pytest.raises(HoldfastError, match="sha256"):
+        page(pictured)
+
+
+def test_a_study_without_pairs_shows_none(results: Path) -> None:
+    out = results / "page.html"
+    write_page(out, results, CELLS, JUDGES, "study: tiny", collect(results, CELLS, JUDGES))
+    assert 'id="pairs"' not in out.read_text()
 
 
 def test_verdicts_on_other_pairs_are_refused(paired: Path) -> None:

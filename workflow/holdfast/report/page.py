@@ -21,12 +21,11 @@ from holdfast.report.collect import Cell
 from holdfast.report.figures import ALT, render_figures
 from holdfast.report.findings import gaps
 from holdfast.report.numbers import Numbers
+from holdfast.report.pair_samples import pair_samples
 from holdfast.report.tables import model_tables, models
+from holdfast.report.wording import visible
 
 SAMPLES = {"attack": 5, "over_refusal": 3}
-SAMPLE_CHARACTERS = 1500
-# Control characters and marks that turn the direction of text could disguise what stands beside them.
-UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def write_page(
@@ -61,6 +60,7 @@ def write_page(
     figures = render_figures(frame)
     of_models = [Numbers(frame, m) for m in models(frame)]
     missing = {(n.model, *cell) for n in of_models for cell in n.missing}
+    paired = any(m.startswith("pair_") for n in of_models for m in n.measures)
     html = environment.get_template("page.html").render(
         study=results.name,
         judges=judges,
@@ -72,6 +72,7 @@ def write_page(
         # The files of a cell that a run left undone may be out of date.
         samples=[(c, None if c in missing else _samples(results.joinpath(*c))) for c in listed],
         sample_counts=SAMPLES,
+        pairs=pair_samples(results, listed, missing) if paired else [],
         made_by=_made_by(results, listed),
     )
     write_text(out_html, html)
@@ -90,13 +91,6 @@ def inline_svg(svg: str, name: str, alt: str) -> Markup:
     head = re.sub(r' (?:width|height)="[^"]*"', "", head)
     # Drawn here by matplotlib, which escapes the names it is given: safe to embed as it is.
     return Markup(head + ' role="img" aria-label="{}">').format(alt) + Markup(rest)
-
-
-def visible(text: str) -> str:
-    """The text with unseen control characters replaced, cut where it is very long."""
-    shown = UNSEEN.sub("\ufffd", text)
-    more = len(shown) - SAMPLE_CHARACTERS
-    return shown if more <= 0 else f"{shown[:SAMPLE_CHARACTERS]} … ({more} more characters)"
 
 
 def _samples(cell: Path) -> dict[str, list[dict[str, Any]]]:

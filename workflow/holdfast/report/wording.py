@@ -1,10 +1,15 @@
-"""Numbers as text: shares, intervals, p-values, counts."""
+"""Numbers as text: shares, intervals, p-values, counts; and texts of models, fit to be shown."""
 
 import math
+import re
 from collections.abc import Collection
 
 from holdfast.report.rendering import MISSING
 from holdfast.statistics import Rate
+
+SAMPLE_CHARACTERS = 1500
+# Control characters and marks that turn the direction of text could disguise what stands beside them.
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def percent(share: float) -> str:
@@ -79,3 +84,10 @@ def figure(value: float, digits: int) -> str:
     # A broken model's perplexity has any number of digits; three tell as much.
     text = f"{value:z.{digits}f}" if abs(value) < 1e6 else f"{value:.2e}"
     return text.replace("-", "−")
+
+
+def visible(text: str) -> str:
+    """The text with unseen control characters replaced, cut where it is very long."""
+    shown = UNSEEN.sub("\ufffd", text)
+    more = len(shown) - SAMPLE_CHARACTERS
+    return shown if more <= 0 else f"{shown[:SAMPLE_CHARACTERS]} … ({more} more characters)"

@@ -165,7 +165,7 @@ def _of_cell(here: Verdicts | None, some: Sequence[Pair]) -> dict[str, Rate]:
 
 def _beside(here: Verdicts | None, there: Verdicts | None, some: Sequence[Pair]) -> dict[str, Rate]:
     """Against the dense model, on the pairs that both say something of: a small net change can hide many flips."""
-    rates = {}
+    rates: dict[str, Rate] = {}
     for name in COMPARED:
         after, before = (_outcomes(v, some, HOLDS[name]) for v in (here, there))
         both = [(after[p], before[p]) for p in after if p in before]

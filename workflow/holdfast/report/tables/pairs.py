@@ -60,7 +60,7 @@ def pairs_table(numbers: Numbers) -> Table | None:
 def _adjusted(numbers: Numbers, modalities: list[str]) -> dict[tuple[str, str, str], float]:
     """p of every (compression, method, modality) against the dense model: single modalities by Holm over all of them;
     all together, which is no further test of other data, over the cells."""
-    found = {}
+    found: dict[tuple[str, str, str], float] = {}
     for group in ([m for m in modalities if m != ALL], [m for m in modalities if m == ALL]):
         tests = [(c, k, m) for c, k in numbers.cells if (c, k) != (DENSE, AS_IS) for m in group]
         raw = [numbers.get(c, k, f"{GENUINE}_p[{m}]").value for c, k, m in tests]
