@@ -31,6 +31,7 @@ include: "rules/tables.smk"
 include: "rules/figures.smk"
 include: "rules/report.smk"
 include: "rules/retrain.smk"
+include: "rules/train_vision.smk"
 
 
 rule all:

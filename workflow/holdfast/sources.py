@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from holdfast.checkpoints import load_model, refuse_not_finite, save_model
+from holdfast.checkpoints import load_model, load_tokenizer, refuse_not_finite, save_model
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, write_json
 from holdfast.hub import snapshot
@@ -19,7 +19,7 @@ from holdfast.provenance import Recorder
 from holdfast.silence import quiet
 from holdfast.weight_statistics import weight_statistics
 
-RECIPE_KEYS = {"source", "adapter", "dtype", "version", *SETTINGS}
+RECIPE_KEYS = {"source", "adapter", "vision", "dtype", "version", *SETTINGS}
 SHARD_BYTES = 500_000_000
 STORED_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
@@ -29,20 +29,22 @@ def fetch(recipe: dict[str, Any], out: Path) -> None:
 
     Args:
         recipe: ``source`` (``hub:ORG/NAME@REVISION``, ``path:FOLDER`` or ``package:NAME``), and, if wanted,
-            ``adapter`` (a LoRA, ``package:NAME/inner/path`` or ``path:FOLDER``, merged in float32), ``dtype``
-            (float32, bfloat16, float16; else as stored), ``thinking``, ``system_prompt``,
-            ``trust_remote_code``.
+            ``adapter`` (a LoRA, ``package:NAME/inner/path`` or ``path:FOLDER``, merged in float32), ``vision``
+            (what ``holdfast train-vision`` wrote, likewise: the model becomes a LLaVA), ``dtype`` (float32, bfloat16,
+            float16; else as stored), ``thinking``, ``system_prompt``, ``trust_remote_code``.
         out: the checkpoint folder; shards of at most 500 MB, hard-linked where the source's are so already.
 
     Raises:
         HoldfastError: an unknown key, source or dtype; the Hub cannot be reached or has no such model; no
-            complete checkpoint or adapter there; a quantized checkpoint to be cast or merged into.
+            complete checkpoint, adapter or vision parts there, or for another model; a quantized checkpoint to be
+            cast or merged into.
     """
     if unknown := sorted(set(recipe) - RECIPE_KEYS):
         remedy = f"use {', '.join(sorted(RECIPE_KEYS))}"
         raise HoldfastError(f"unknown key {unknown[0]}", "fetch recipe", remedy)
     dtype = _dtype(recipe.get("dtype"))
     adapter = _adapter_folder(recipe["adapter"]) if recipe.get("adapter") else None
+    vision = _parts_folder(recipe["vision"], "vision") if recipe.get("vision") else None
     recorder = Recorder("fetch", recipe)
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -56,17 +58,17 @@ def fetch(recipe: dict[str, Any], out: Path) -> None:
             source = source_folder(str(recipe.get("source")))
         holdfast = SETTINGS | {key: recipe[key] for key in SETTINGS if recipe.get(key) is not None}
         write_json(folder / "holdfast.json", holdfast)
-        if (dtype or adapter) and read_config(source).get("quantization_config"):
+        if (dtype or adapter or vision) and read_config(source).get("quantization_config"):
             what = "the checkpoint is quantized already and can be neither cast nor merged into"
             raise HoldfastError(what, str(recipe["source"]), "give its dense original")
-        if adapter:
-            _merge(source, adapter, dtype, folder)
+        if adapter or vision:
+            _merge(source, adapter, vision, dtype, folder)
         else:
             _copy_weights(source, folder, dtype)
         carry(source, folder)
         recorder.write(
             folder / "provenance.json",
-            [adapter] if adapter else [],
+            [part for part in (adapter, vision) if part],
             revision=source.name if str(recipe["source"]).startswith("hub:") else None,
             **weight_statistics(folder, named=str(recipe["source"])),
         )
@@ -107,14 +109,7 @@ def _converted(name: str, out: Path) -> Path:
 
 
 def _adapter_folder(adapter: str) -> Path:
-    kind, _, rest = adapter.partition(":")
-    where = "fetch recipe, adapter"
-    if kind == "package" and rest:
-        folder = package_file(rest)
-    elif kind == "path" and rest:
-        folder = Path(rest).expanduser()
-    else:
-        raise HoldfastError(f"{adapter} is no adapter", where, "write package:NAME/inner/path or path:FOLDER")
+    folder = _parts_folder(adapter, "adapter")
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / file).is_file():
             raise HoldfastError(
@@ -123,19 +118,38 @@ def _adapter_folder(adapter: str) -> Path:
     return folder
 
 
-def _merge(source: Path, adapter: Path, dtype: torch.dtype | None, out: Path) -> None:
-    """W + BA·(alpha/r), in float32, then cast (Hu et al. 2021, section 4.1)."""
-    stored = _stored_dtype(source)
-    with quiet():  # peft imports bitsandbytes, which talks
-        from peft import PeftModel
+def _parts_folder(named: str, key: str) -> Path:
+    kind, _, rest = named.partition(":")
+    if kind == "package" and rest:
+        return package_file(rest)
+    if kind == "path" and rest:
+        return Path(rest).expanduser()
+    what = f"{named} is no {'adapter' if key == 'adapter' else 'folder of vision parts'}"
+    raise HoldfastError(what, f"fetch recipe, {key}", "write package:NAME/inner/path or path:FOLDER")
 
-        model = load_model(source, torch.float32)
-        try:
-            merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
-        except (ValueError, KeyError, RuntimeError, TypeError) as error:
-            what = f"the adapter does not fit the model ({str(error).strip().splitlines()[0]})"
-            raise HoldfastError(what, str(adapter), "give an adapter trained on this model") from error
-    save_model(merged.to(dtype or stored), None, out)
+
+def _merge(
+    source: Path, adapter: Path | None, vision: Path | None, dtype: torch.dtype | None, out: Path
+) -> None:
+    """W + BA·(alpha/r), in float32, then cast (Hu et al. 2021, section 4.1); put together with vision parts."""
+    stored = _stored_dtype(source)
+    model: Any = load_model(source, torch.float32)
+    if adapter:
+        with quiet():  # peft imports bitsandbytes, which talks
+            from peft import PeftModel
+
+            try:
+                model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+            except (ValueError, KeyError, RuntimeError, TypeError) as error:
+                what = f"the adapter does not fit the model ({str(error).strip().splitlines()[0]})"
+                raise HoldfastError(what, str(adapter), "give an adapter trained on this model") from error
+    if not vision:
+        save_model(model.to(dtype or stored), None, out)
+        return
+    from holdfast.embedded.vision.assembling import assembled, save
+
+    model, processor = assembled(model, load_tokenizer(source), vision)
+    save(model.to(dtype or stored), processor, out)
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:

@@ -240,3 +240,22 @@ def tune_refusal_command(
     settings = read_json(recipe or ADAPTER / "recipe.json")
     rates = tune_refusal(base, out, settings if seed is None else {**settings, "seed": seed})
     typer.echo(json.dumps(rates, indent=2))
+
+
+@commands.command("train-vision")
+def train_vision_command(
+    out: Out,
+    base: Annotated[Path, typer.Option(help="The language model's checkpoint folder, with its adapter.")],
+    recipe: Annotated[
+        Path | None, typer.Option(help="Recipe JSON file; default: the shipped parts'.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's seed.")] = None,
+) -> None:
+    """Train the embedded model's vision parts anew and measure them: a small model with a closed picture vocabulary."""
+    from holdfast.embedded.vision.training import SHIPPED, train_vision
+    from holdfast.files import read_json
+
+    apart(out, base)
+    settings = read_json(recipe or SHIPPED / "recipe.json")
+    rates = train_vision(base, out, settings if seed is None else {**settings, "seed": seed})
+    typer.echo(json.dumps(rates, indent=2))

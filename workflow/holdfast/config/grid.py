@@ -69,6 +69,12 @@ class Chat(Section):
 class Model(Needs, Chat):
     """One chat model."""
 
+    vision: Annotated[str, AfterValidator(sources.checked(sources.ADAPTER))] | None = Field(
+        default=None,
+        description="tower, projector and LoRA that make it see, from holdfast train-vision: "
+        "package:NAME/inner/path or path:FOLDER",
+    )
+
 
 class AsIs(Section):
     """The compressed model, not edited."""

@@ -43,11 +43,7 @@ def recipe(
         case "prompts":
             keys = prompts(study, str(role))
         case "fetch":
-            keys = (
-                judge_checkpoint(study, judge)
-                if judge
-                else study.models[str(model)].model_dump(exclude=NEEDS)
-            )
+            keys = judge_checkpoint(study, judge) if judge else dense_checkpoint(study, str(model))
         case "compress":
             keys = compress(study, str(compression))
         case "direction":
@@ -119,6 +115,12 @@ def prompts(study: "Study", role: str) -> Recipe:
 def attack_setting(study: "Study", name: str) -> Recipe:
     keys = study.evaluate.attacks[name].model_dump(exclude_none=True, exclude={"model"})
     return {"samples": 1, "seed": study.seed} | keys if "temperature" in keys else keys
+
+
+def dense_checkpoint(study: "Study", name: str) -> Recipe:
+    """What is fetched for a model; ``vision`` only where it has it, so that checkpoints of others stay good."""
+    keys = study.models[name].model_dump(exclude=NEEDS)
+    return {key: value for key, value in keys.items() if key != "vision" or value is not None}
 
 
 def judge_checkpoint(study: "Study", name: str) -> Recipe:
