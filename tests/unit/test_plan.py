@@ -274,6 +274,14 @@ def test_what_was_measured_comes_with_the_package() -> None:
     assert all(rate.tokens or rate.weights or rate.jobs for rate in shipped().stages.values())
 
 
+def test_a_backend_that_starts_slowly_does_so_once_a_job() -> None:
+    size, own = size_of(CONFIG), shipped().stages["vllm"]
+    assert own.start > 0
+    seconds = [shipped().seconds(Work("generate", tokens, method="vllm"), size) for tokens in (0.0, 1000.0)]
+    assert seconds[0] == shipped().start + own.start
+    assert seconds[1] - seconds[0] == pytest.approx(size.active / 1e9 * own.tokens)
+
+
 def test_the_longest_path_goes_through_jobs_that_are_done() -> None:
     chain = [job("compress", [], runs=False), job("edit", [0]), job("generate", [1]), job("ability", [1])]
     assert longest(chain, [0, 5, 1, 7]) == (["edit", "ability"], 12)

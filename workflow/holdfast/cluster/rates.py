@@ -77,6 +77,7 @@ class Rates:
         billions, active = size.parameters / 1e9, size.active / 1e9
         return (
             self.start * max(work.loads, 1)
+            + rate.start
             + billions * rate.weights
             + active * work.tokens / 1e3 * rate.tokens
         )
