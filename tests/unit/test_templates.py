@@ -72,6 +72,13 @@ def test_a_template_without_a_system_role_is_one_line(name: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_template_that_fails_without_a_word_is_one_line_too() -> None:
+    tokenizer = FAMILIES["llama-2-chat"].tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('') }}"
+    with pytest.raises(HoldfastError, match=r"its chat template fails \(TemplateError\)"):
+        render(tokenizer, ["hello"], {})
+
+
 @pytest.mark.parametrize(("name", "system"), WRITING_BOS)
 def test_the_beginning_token_is_there_once(name: str, system: str | None) -> None:
     family = FAMILIES[name]

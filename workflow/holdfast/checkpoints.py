@@ -22,7 +22,7 @@ from transformers import (
 
 from holdfast.architectures import decoder_layers
 from holdfast.cluster.sizes import size_of
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, first_line
 from holdfast.files import write_json
 from holdfast.formats import FORMATS, Format, format_of
 from holdfast.formats.bitsandbytes import quantization_state
@@ -39,15 +39,7 @@ from holdfast.model_folders import (
 from holdfast.prompts.processors import no_processor, with_processor
 from holdfast.refusal.interventions import add
 from holdfast.silence import quiet
-from holdfast.skeletons import (
-    auto_class,
-    dense_config,
-    first_line,
-    model_config,
-    skeleton,
-    takes_images,
-    unloadable,
-)
+from holdfast.skeletons import auto_class, dense_config, model_config, skeleton, takes_images, unloadable
 
 SHARD_SIZE = "500MB"
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")

@@ -15,3 +15,9 @@ class HoldfastError(Exception):
     def __init__(self, what: str, where: str, remedy: str) -> None:
         self.what, self.where, self.remedy = what, where, remedy
         super().__init__(f"{where}: {what}; {remedy}")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of others says, in one line: its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

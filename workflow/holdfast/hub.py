@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, first_line
 from holdfast.files import sha256
 from holdfast.provenance import Recorder
 
@@ -44,7 +44,7 @@ def snapshot(source: str) -> Path:
     except Exception as error:  # the hub client raises its own, httpx's and the file system's errors
         if constants.HF_HUB_OFFLINE:
             raise not_downloaded(source, {"source": source}) from error
-        what = f"cannot be fetched ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        what = f"cannot be fetched ({type(error).__name__}: {first_line(error)})"
         remedy = "check name, revision, licence acceptance (HF_TOKEN) and network, or give path:FOLDER"
         raise HoldfastError(what, source, remedy) from error
 
@@ -117,7 +117,7 @@ def download_tasks(names: Sequence[str]) -> dict[str, Any]:
     try:
         found = get_task_dict(list(names), TaskManager())
     except Exception as error:  # the harness's, datasets' and the hub client's own
-        what = f"cannot be fetched ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        what = f"cannot be fetched ({type(error).__name__}: {first_line(error)})"
         remedy = "check the names with `lm-eval ls tasks`, HF_TOKEN and network"
         raise HoldfastError(what, f"zero-shot tasks {', '.join(names)}", remedy) from error
     return {

@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedModel
 
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, first_line
 from holdfast.model_folders import read_config, settings
 from holdfast.silence import quiet
 
@@ -91,8 +91,3 @@ def unloadable(error: Exception, folder: Path) -> HoldfastError:
     """What transformers said, in one line."""
     what = f"the model cannot be loaded ({first_line(error)})"
     return HoldfastError(what, str(folder), "check that the folder is complete and its family is supported")
-
-
-def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

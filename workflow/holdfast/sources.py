@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from holdfast.checkpoints import load_model, load_tokenizer, refuse_not_finite, save_model
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, first_line
 from holdfast.files import atomic_folder, write_json
 from holdfast.hub import snapshot
 from holdfast.model_folders import DTYPES, INDEX, SETTINGS, carry, headers, link, read_config, weight_files
@@ -141,7 +141,7 @@ def _merge(
             try:
                 model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
             except (ValueError, KeyError, RuntimeError, TypeError) as error:
-                what = f"the adapter does not fit the model ({str(error).strip().splitlines()[0]})"
+                what = f"the adapter does not fit the model ({first_line(error)})"
                 raise HoldfastError(what, str(adapter), "give an adapter trained on this model") from error
     if not vision:
         save_model(model.to(dtype or stored), None, out)

@@ -18,7 +18,7 @@ from holdfast.cluster.sizes import Size, guessed, size_of
 from holdfast.config import DENSE, Study
 from holdfast.config.recipes import download_name
 from holdfast.embedded.conversion import CONFIG
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, first_line
 from holdfast.files import read_json, write_json
 from holdfast.hub import SWITCHES, USERS, switch_back
 
@@ -101,8 +101,7 @@ class Sizes:
         try:
             return Path(downloader()(repository, "config.json", revision=revision))
         except Exception as error:  # the client raises its own, httpx's and the file system's errors
-            lines = str(error).strip().splitlines() or [""]
-            what = f"its config.json cannot be fetched ({type(error).__name__}: {lines[0]})"
+            what = f"its config.json cannot be fetched ({type(error).__name__}: {first_line(error)})"
             raise HoldfastError(what, f"hub:{repository}@{revision}", REMEDY) from error
 
 

@@ -18,7 +18,7 @@ from holdfast.config.rivals import Recalibrate
 from holdfast.config.sources import BadValueError
 from holdfast.config.study import Study
 from holdfast.config.values import Section
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, first_line
 
 Location = tuple[str | int, ...]
 
@@ -132,7 +132,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], list[Found]]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or first_line(error)
         raise ConfigError(
             path, [((), f"{place}not YAML ({problem})", "mend the indentation or quotes there")]
         ) from None

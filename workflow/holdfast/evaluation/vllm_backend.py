@@ -15,12 +15,12 @@ import psutil
 import torch
 from transformers import GenerationConfig
 
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, first_line
 from holdfast.evaluation.generation import Answered, Asked, Completion, cut, end_tokens
 from holdfast.evaluation.sampling import Sampling
 from holdfast.evaluation.shown import Chat
 from holdfast.model_folders import STEERING, config_dtype, read_config, settings, weight_files
-from holdfast.skeletons import first_line, model_config
+from holdfast.skeletons import model_config
 
 # In this process: vLLM's own error is told and not that its engine did not start, a killed stage leaves nothing
 # behind, and on a CPU it takes the threads that the job has. It reports its use to nobody.

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, first_line
 from holdfast.evaluation.zero_shot_tasks import tasks
 from holdfast.hub import not_downloaded
 
@@ -63,7 +63,7 @@ def _told(error: Exception, from_hub: Sequence[str]) -> HoldfastError:
     """The harness's error in one line; ``from_hub``: the tasks whose data it brings itself."""
     from huggingface_hub import constants
 
-    told = str(error).splitlines()[0] if str(error) else type(error).__name__
+    told = first_line(error)
     unreachable = isinstance(error, ConnectionError | OSError) or "cache" in told
     if from_hub and unreachable and constants.HF_HUB_OFFLINE:
         return not_downloaded(f"zero-shot tasks {', '.join(from_hub)}", {"tasks": list(from_hub)})

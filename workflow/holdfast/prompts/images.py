@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from PIL import Image, ImageOps
 
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, first_line
 from holdfast.files import sha256
 from holdfast.prompts.sources import read_records
 
@@ -43,7 +43,7 @@ class Picture:
             with Image.open(self.path) as image:
                 return ImageOps.exif_transpose(image).convert("RGB")
         except DAMAGED as error:
-            what = f"cannot be read as an image ({str(error).splitlines()[0] or type(error).__name__})"
+            what = f"cannot be read as an image ({first_line(error)})"
             raise HoldfastError(what, str(self.path), REMEDY) from None
 
 

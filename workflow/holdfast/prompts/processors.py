@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, first_line
 from holdfast.prompts.images import Instruction, Pictured, text_of
 
 # Said per token: which are an image's. Under this name by processors of some families, and by some of ours.
@@ -93,7 +93,7 @@ def _of_images(tokenizer: PreTrainedTokenizerBase, text: str, asked: Pictured) -
     try:
         made = dict(processor(images=images, text=[text], add_special_tokens=False, return_tensors="pt"))
     except Exception as error:  # every family's processor has errors of its own
-        what = f"the model's processor cannot take it ({_first_line(error)})"
+        what = f"the model's processor cannot take it ({first_line(error)})"
         raise HoldfastError(what, str(asked.pictures[0].path), "give another image") from None
     ids = made.pop("input_ids")[0].tolist()
     made.pop("attention_mask", None)
@@ -139,7 +139,7 @@ def mismatch_told(model: PreTrainedModel) -> Iterator[None]:
     except ValueError as error:
         if "features and image tokens do not match" not in str(error):
             raise
-        what = f"its processor does not fit it ({_first_line(error)})"
+        what = f"its processor does not fit it ({first_line(error)})"
         remedy = "take config.json and processor_config.json from the same model"
         raise HoldfastError(what, str(model.name_or_path), remedy) from error
 
@@ -153,8 +153,3 @@ def _stacked(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat(
         [torch.cat([t, t.new_zeros(t.shape[0], most - t.shape[1], *t.shape[2:])], dim=1) for t in tensors]
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, first_line
 from holdfast.files import read_jsonl, sha256
 
 TEXT_COLUMNS = ("text", "prompt", "instruction", "goal", "value")
@@ -91,9 +91,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                 "use .jsonl, .json, .csv, .txt or .prompt",
             )
     except (json.JSONDecodeError, yaml.YAMLError, csv.Error, UnicodeDecodeError) as error:
-        raise HoldfastError(
-            f"not readable ({str(error).splitlines()[0]})", str(path), "mend the file"
-        ) from None
+        raise HoldfastError(f"not readable ({first_line(error)})", str(path), "mend the file") from None
     if not isinstance(content, list):
         raise HoldfastError("does not hold a list of prompts", str(path), "give a list of texts or records")
     return [row if isinstance(row, dict) else {"text": str(row)} for row in content]
@@ -109,9 +107,8 @@ def hub_rows(source: str, split: str | None, config: str | None) -> list[dict[st
     try:
         return [dict(row) for row in load_dataset(name, config, split=split, revision=revision or None)]
     except Exception as error:  # datasets raises many unrelated kinds; the user needs one line
-        reason = str(error).strip().splitlines()[0]
         raise HoldfastError(
-            f"cannot be loaded ({type(error).__name__}: {reason})",
+            f"cannot be loaded ({type(error).__name__}: {first_line(error)})",
             source,
             "check name, revision, token and network",
         ) from None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, first_line
 from holdfast.prompts.images import Instruction, Pictured, text_of
 from holdfast.prompts.processors import check_placeholders, collated, has_processor, model_inputs
 
@@ -131,9 +131,8 @@ def _rendered(
             for text in texts
         ]
     except Exception as error:  # jinja2's own errors, raised by the template
-        reason = str(error).splitlines()[0]
         raise HoldfastError(
-            f"its chat template fails ({reason})", tokenizer.name_or_path, "check system_prompt"
+            f"its chat template fails ({first_line(error)})", tokenizer.name_or_path, "check system_prompt"
         ) from None
 
 

@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, first_line
 from holdfast.files import read_json, write_json
 from holdfast.silence import quiet
 
@@ -70,7 +70,7 @@ def assembled(
 
             merged = PeftModel.from_pretrained(model, str(parts)).merge_and_unload(safe_merge=True)
     except (ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
-        what = f"the vision parts do not fit the model ({str(error).strip().splitlines()[0]})"
+        what = f"the vision parts do not fit the model ({first_line(error)})"
         raise HoldfastError(what, str(parts), "give parts trained on this language model") from error
     return merged.eval().requires_grad_(False), processor
 
