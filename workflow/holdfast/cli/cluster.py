@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from holdfast.errors import HoldfastError
+
 commands = typer.Typer()
 
 
@@ -36,5 +38,8 @@ def stale(config: Annotated[Path, typer.Argument(help="A study's YAML file.")]) 
     from holdfast.cluster.stale import stale as run
     from holdfast.config import load_study
 
-    found = run(Path("results", load_study(config).study), environments())
+    results = Path("results", load_study(config).study)
+    if not results.is_dir():
+        raise HoldfastError("no such folder", str(results), "run the study, or start where its results lie")
+    found = run(results, environments())
     typer.echo("\n".join(told(found, config)))

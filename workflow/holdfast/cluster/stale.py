@@ -4,6 +4,7 @@ Nothing is made again for that: an upgrade may change nothing, or rounding, or e
 the user's choice.
 """
 
+import contextlib
 import importlib.metadata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,16 @@ from holdfast.provenance import PACKAGES, package_versions
 
 ENVIRONMENTS = Path(__file__).parents[3] / ".environments"  # rules/environments.smk
 OWN = "holdfast"  # what its changes make stale is told by the stages' versions
+# The rules that run a stage, where they are others than the one of its name.
+RULES = {
+    "compress": ("compress", "compress_by_gptqmodel"),
+    "fetch": ("fetch", "fetch_judge"),
+    "generate": ("attack", "borderline", "generate", "training_answers"),
+    "judge": ("judge", "judge_attack", "judge_borderline"),
+    "judge-by-model": ("judge_attack_by_model", "judge_by_model"),
+    "recalibrate": ("recalibrate", "recalibrate_by_gptqmodel"),
+    "text": ("held_out",),
+}
 
 
 class Change(NamedTuple):
@@ -37,7 +48,7 @@ def stale(results: Path, installed: Sequence[Mapping[str, str]]) -> dict[Change,
     """
     found: dict[Change, Counter[str]] = {}
     for record in _records(results):
-        made_by = {k: v for k, v in record["packages"].items() if k != OWN}
+        made_by = {k: v for k, v in record["packages"].items() if k != OWN and isinstance(v, str)}
         here = max(installed, key=lambda versions: sum(versions.get(k) == v for k, v in made_by.items()))
         for package, before in made_by.items():
             if package in here and here[package] != before:
@@ -55,11 +66,12 @@ def told(found: Mapping[Change, Counter[str]], config: Path) -> list[str]:
         f"({', '.join(f'{count} {stage}' for stage, count in sorted(stages.items()))})"
         for c, stages in sorted(found.items())
     ]
-    rules = sorted({stage.replace("-", "_") for stages in found.values() for stage in stages})
+    stages = {stage for some in found.values() for stage in some}
+    rules = sorted({rule for stage in stages for rule in RULES.get(stage, (stage,))})
     command = f"snakemake --cores all --configfile {config} --forcerun {' '.join(rules)}"
     return [
         *lines,
-        "nothing is made again for that; where it matters, name those stages whose results, with all that follow from "
+        "nothing is made again for that; where it matters, name those rules whose results, with all that follow from "
         f"them, shall be: {command}",
     ]
 
@@ -72,7 +84,9 @@ def environments(root: Path = ENVIRONMENTS) -> list[dict[str, str]]:
         versions = {one.name.replace("_", "-").lower(): one.version for one in there}
         names = {name: name.replace("_", "-") for name in PACKAGES}
         known = {name: versions[plain] for name, plain in names.items() if plain in versions}
-        settings = (packages.parents[2] / "pyvenv.cfg").read_text(encoding="utf-8").splitlines()
+        settings: list[str] = []
+        with contextlib.suppress(OSError):  # half made
+            settings = (packages.parents[2] / "pyvenv.cfg").read_text(encoding="utf-8").splitlines()
         python = [line.partition("=")[2].strip() for line in settings if line.startswith("version")]
         found.append(known | {"python": python[0]} if python else known)
     return found
