@@ -32,6 +32,13 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.wait()
 
 
+def jobs_of(folder: Path) -> str | None:
+    """The name of the Slurm jobs of the run that wrote its name there."""
+    run = recorded(folder)
+    assert run
+    return run.slurm
+
+
 def commands(folder: Path, monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
     folder.mkdir()
     for name, script in scripts.items():
@@ -45,7 +52,7 @@ def test_a_live_run_is_left_alone(other: subprocess.Popen[str], tmp_path: Path) 
         HoldfastError, match=rf"another run is using it \(process {other.pid} on .*wait for it"
     ):
         claim(tmp_path / "study", None, print)
-    assert recorded(tmp_path / "study")["slurm"] == "holdfast_1"
+    assert jobs_of(tmp_path / "study") == "holdfast_1"
 
 
 def test_jobs_of_a_killed_run_are_cancelled_and_waited_for(
@@ -66,7 +73,7 @@ def test_jobs_of_a_killed_run_are_cancelled_and_waited_for(
     held = claim(tmp_path / "study", "holdfast_2", said.append)
     assert (tmp_path / "queue.cancelled").read_text() == "11 12\n"
     assert said == [f"{tmp_path}/study: 2 Slurm jobs of a run that was killed are cancelled: 11 12"]
-    assert recorded(tmp_path / "study")["slurm"] == "holdfast_2"
+    assert jobs_of(tmp_path / "study") == "holdfast_2"
     held.close()
 
 
@@ -76,16 +83,41 @@ def test_nothing_is_run_where_slurm_does_not_say_what_is_left(
     other.kill()
     other.wait()
     commands(tmp_path / "bin", monkeypatch, squeue="echo 'Unable to contact slurm controller' >&2; exit 1")
-    for what in ("squeue cannot say .Unable to contact slurm controller", "squeue cannot say .not found"):
-        with pytest.raises(HoldfastError, match=what):
+    squeue = tmp_path / "bin/squeue"
+    changes = {
+        "Unable to contact slurm controller": lambda: squeue.chmod(0o644),
+        "cannot be run .Permission denied": squeue.unlink,
+        "not found": lambda: None,
+    }
+    for what, change in changes.items():
+        with pytest.raises(HoldfastError, match=f"squeue cannot say .{what}"):
             claim(tmp_path / "study", None, print)
-        (tmp_path / "bin/squeue").unlink(missing_ok=True)
-    assert recorded(tmp_path / "study")["slurm"] == "holdfast_1"
+        change()
+    assert jobs_of(tmp_path / "study") == "holdfast_1"
+
+
+@pytest.mark.parametrize("left", [b"", b'{"slurm": "hold', b"[]", b'{"slurm": 5}', b"\xff\xfe"])
+def test_a_name_that_is_not_whole_is_of_a_run_that_submitted_nothing(tmp_path: Path, left: bytes) -> None:
+    """It is written before the first job is."""
+    (tmp_path / ".lock").write_bytes(left)
+    held = claim(tmp_path, "holdfast_2", print)
+    with pytest.raises(HoldfastError, match=r"another run is using it \(process "):
+        claim(tmp_path, "holdfast_3", print)
+    held.close()
+    assert jobs_of(tmp_path) == "holdfast_2"
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file")
+    with pytest.raises(
+        HoldfastError, match=r"cannot be written \(Not a directory\); run in a folder of your own"
+    ):
+        claim(tmp_path / "results/study", None, print)
 
 
 def test_a_run_that_ended_leaves_nothing_to_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release(claim(tmp_path / "study", "holdfast_1", print))
-    assert recorded(tmp_path / "study") == {}
+    assert recorded(tmp_path / "study") is None
     commands(tmp_path / "bin", monkeypatch)
     claim(tmp_path / "study", None, print).close()
 

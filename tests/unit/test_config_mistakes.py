@@ -20,6 +20,10 @@ MISTAKES = [
     ("seed", -1, "-1 is out of range; give a value 0 or more"),
     ("models/one/dtype", "float8", "'float8' is not known; did you mean float32? choose from: "),
     ("models/one/thinking", "yes", "'yes' is not true or false; give true or false"),
+    ("models/one/gpus", -1, "-1 is out of range; give a value 0 or more"),
+    ("models/one/memory_gb", 8e10, "80000000000.0 is out of range; give a value 100000.0 or less"),
+    ("models/one/hours", 0, "0 is out of range; give a value above 0"),
+    ("models/one/billion_parameters", 7e9, "7000000000.0 is out of range; give a value 100000.0 or less"),
     ("models/one", None, "empty; give a section of 'key: value' lines"),
     ("models", {}, "empty; give it at least one entry"),
     ("models", ..., "missing; add it (the chat models, by name)"),
@@ -238,6 +242,8 @@ def test_all_mistakes_are_told_at_once(load: Callable) -> None:
         ("- a\n", "empty, or not a mapping; start from config/demo.yaml"),
         ("study: [demo\n", "line 2, column 1: not YAML ("),
         ("study: demo\n\tseed: 1\n", "line 2, column 1: not YAML ("),
+        ("study: &a {demo: *a}\n", "nested too deeply, or part of itself; write it without anchors"),
+        (f"study: {'[' * 3000}", "nested too deeply, or part of itself; write it without anchors"),
     ],
 )
 def test_what_is_not_yaml_is_told_with_its_line(tmp_path: Path, text: str, line: str) -> None:

@@ -9,6 +9,7 @@ from holdfast.cluster import doctor
 from holdfast.cluster.commands import records, settings
 from holdfast.cluster.site import Partition, Site, minutes, read_site
 from holdfast.config.reading import ConfigError
+from pydantic import ValidationError
 
 # As Slurm 22.05 prints them (`scontrol show … --oneliner`), shortened to fewer keys.
 PARTITIONS = """\
@@ -146,6 +147,26 @@ def test_finished_jobs_must_be_remembered(live: doctor.Live) -> None:
     assert not doctor.accounting(database).remedy
 
 
+def test_no_job_is_tried_where_none_can_be(
+    live: doctor.Live, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr(doctor, "slurm", lambda *command, timeout: tried.append(command[1]))
+    (tmp_path / "file").write_text("")
+    (told,) = lines(doctor.trial(Site(), tmp_path / "file/results", live))
+    assert told.startswith("wrong: ")
+    assert told.endswith("file/results: cannot be made (Not a directory); run in a folder of your own")
+    no_default = live._replace(partitions={k: {**p, "Default": "NO"} for k, p in live.partitions.items()})
+    assert lines(doctor.trial(Site(), tmp_path, no_default)) == []
+    assert lines(doctor.trial(Site(partitions={"none": {}}), tmp_path, live)) == []
+    assert tried == []
+    (told,) = lines(doctor.trial(Site(), tmp_path, live))
+    assert (tried, told.partition(";")[0]) == (
+        ["--partition=cpu"],
+        f"wrong: a job in cpu: what it wrote into {tmp_path} is not seen here",
+    )
+
+
 def test_a_local_file_system_under_the_results(
     live: doctor.Live, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -170,6 +191,12 @@ def test_the_mount_of_a_folder() -> None:
 @pytest.mark.parametrize(("time", "expected"), [(90, 90), ("12h", 720), ("2d", 2880), ("1-00:00:00", 1440)])
 def test_times(time: int | str, expected: int) -> None:
     assert minutes(time) == expected
+
+
+@pytest.mark.parametrize("time", ["soon", "", "0", "-1h", "1:2:3:4", "UNLIMITED"])
+def test_what_is_no_time(time: str) -> None:
+    with pytest.raises(ValidationError, match="is no time"):
+        Partition(max_runtime=time)
 
 
 def test_every_mistake_of_a_site_file_is_told(tmp_path: Path) -> None:

@@ -57,3 +57,9 @@ def test_broken_json_names_its_line(tmp_path: Path) -> None:
         read_jsonl(tmp_path / "a.jsonl")
     with pytest.raises(HoldfastError, match="no such file"):
         read_json(tmp_path / "none.json")
+    for content, told in ((b"\xff\xfe", "not UTF-8 text"), (b"{", "not JSON")):
+        (tmp_path / "a.json").write_bytes(content)
+        with pytest.raises(HoldfastError, match=rf"a\.json: {told}"):
+            read_json(tmp_path / "a.json")
+    with pytest.raises(HoldfastError, match=r"cannot be read \(Is a directory\)"):
+        read_json(tmp_path)

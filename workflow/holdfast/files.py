@@ -153,11 +153,15 @@ def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises HoldfastError when the file is missing or not JSON."""
+    """Raises HoldfastError when the file is missing, cannot be read or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise HoldfastError("no such file", str(path), "run the stage that writes it first") from None
+    except OSError as error:
+        raise HoldfastError(f"cannot be read ({error.strerror})", str(path), "give a file to read") from None
+    except UnicodeDecodeError:
+        raise HoldfastError("not UTF-8 text", str(path), "delete it and run its stage again") from None
     except json.JSONDecodeError as error:
         raise HoldfastError(f"not JSON ({error})", str(path), "delete it and run its stage again") from None
 

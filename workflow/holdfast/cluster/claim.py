@@ -10,20 +10,29 @@ Read by the Snakefile, and so by every cluster job: light imports only.
 
 import contextlib
 import fcntl
-import json
 import os
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from holdfast.cluster.commands import slurm
 from holdfast.errors import HoldfastError
+from holdfast.files import told_in_one_line
+from holdfast.records import Record
 
 LOCK = ".lock"
 RUN = "HOLDFAST_RUN"  # the run's name, in the environment of its jobs
 GONE = 600  # seconds in which cancelled jobs are gone
+
+
+class Run(Record):
+    """Who writes into a study: the name of its Slurm jobs (None without Slurm), and its process."""
+
+    slurm: str | None
+    host: str
+    pid: int
 
 
 def claim(folder: Path, run: str | None, say: Callable[[str], None]) -> IO[str]:
@@ -32,13 +41,18 @@ def claim(folder: Path, run: str | None, say: Callable[[str], None]) -> IO[str]:
     ``run`` is the name of this run's Slurm jobs, None for a run without Slurm. Raises HoldfastError where another run
     holds the lock, where the file system has no locks, and where jobs of a killed run cannot be ended.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    stream = (folder / LOCK).open("a+", encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise HoldfastError(
+            f"cannot be written ({error.strerror})", str(folder), "run in a folder of your own"
+        ) from None
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = recorded(folder)
-        who = f" (process {holder['pid']} on {holder['host']})" if holder else ""
+        who = f" (process {holder.pid} on {holder.host})" if holder else ""
         raise HoldfastError(f"another run is using it{who}", str(folder), "wait for it") from None
     except OSError as error:
         raise HoldfastError(
@@ -46,13 +60,13 @@ def claim(folder: Path, run: str | None, say: Callable[[str], None]) -> IO[str]:
             str(folder),
             "mount it with them, or work elsewhere",
         ) from None
-    if left := recorded(folder).get("slurm"):
-        end_jobs(left, folder, say)
-    record = {"slurm": run, "host": socket.gethostname(), "pid": os.getpid()}
-    stream.truncate(0)
-    stream.write(json.dumps(record))
-    stream.flush()
-    os.fsync(stream.fileno())
+    if (last := recorded(folder)) and last.slurm:
+        end_jobs(last.slurm, folder, say)
+    with told_in_one_line(folder / LOCK):
+        stream.truncate(0)
+        stream.write(Run(slurm=run, host=socket.gethostname(), pid=os.getpid()).model_dump_json())
+        stream.flush()
+        os.fsync(stream.fileno())
     return stream
 
 
@@ -62,18 +76,17 @@ def release(stream: IO[str]) -> None:
     stream.close()
 
 
-def recorded(folder: Path) -> dict[str, Any]:
-    """What the last run wrote about itself; empty where it ended in order, or none was."""
-    with contextlib.suppress(OSError, json.JSONDecodeError):
-        record = json.loads((folder / LOCK).read_text(encoding="utf-8"))
-        return record if isinstance(record, dict) else {}
-    return {}
+def recorded(folder: Path) -> Run | None:
+    """What the last run wrote about itself; None where it ended in order, or was killed before it had written it."""
+    with contextlib.suppress(OSError, ValueError):
+        return Run.model_validate_json((folder / LOCK).read_text(encoding="utf-8"))
+    return None
 
 
 def refuse_latecomer(folder: Path) -> None:
     """For a cluster job, before it does anything. Raises HoldfastError when its run is over."""
-    run, now = os.environ.get(RUN), recorded(folder).get("slurm")
-    if run and run != now:
+    run, now = os.environ.get(RUN), recorded(folder)
+    if run and run != (now and now.slurm):
         raise HoldfastError(f"the run {run} is over", str(folder), "nothing: a later run does its work")
 
 

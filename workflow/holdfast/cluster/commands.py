@@ -37,9 +37,14 @@ def find_commands() -> None:
 def slurm(*command: str, timeout: float = ANSWER) -> str:
     """What a Slurm command prints. Raises HoldfastError where it is missing, fails or does not answer."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=timeout)
+        # What administrators write (reasons, comments) may be in any encoding.
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=timeout
+        )
     except FileNotFoundError:
         what = "not found"
+    except OSError as error:
+        what = f"cannot be run ({error.strerror})"
     except subprocess.TimeoutExpired:
         what = f"no answer in {timeout:.0f} s"
     except subprocess.CalledProcessError as error:

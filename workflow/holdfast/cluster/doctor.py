@@ -267,8 +267,13 @@ def mount_of(folder: Path) -> tuple[str, list[str]]:
 
 def trial(site: Site, results: Path, live: Live) -> Iterator[Finding]:
     """A small job in every partition: does it start, import Holdfast and write where it is seen from here?"""
-    results.mkdir(parents=True, exist_ok=True)
-    for name in site.partitions or [live.default()]:
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        yield Finding(str(results), f"cannot be made ({error.strerror})", "run in a folder of your own")
+        return
+    # What is not there has been told.
+    for name in [name for name in site.partitions or [live.default()] if name in live.partitions]:
         mark = results / f".doctor-{os.getpid()}"
         code = f"import holdfast, pathlib; pathlib.Path({str(mark.resolve())!r}).touch()"
         options = [f"--partition={name}", "--ntasks=1", "--mem=500", "--time=5", "--quiet"]

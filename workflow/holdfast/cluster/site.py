@@ -28,9 +28,12 @@ def minutes(time: int | str) -> int:
 
 def is_time(time: int | str) -> int | str:
     try:
-        minutes(time)
+        # The plugin takes -1h for an hour, and what is no time at all would end every job at once.
+        possible = minutes(time) > 0 and not str(time).startswith("-")
     except ValueError:
-        raise BadValueError(f"{time!r} is no time", "give minutes, or a text such as 12h or 2d") from None
+        possible = False
+    if not possible:
+        raise BadValueError(f"{time!r} is no time", "give minutes, or a text such as 12h or 2d")
     return time
 
 

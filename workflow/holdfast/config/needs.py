@@ -6,7 +6,8 @@ from pydantic import Field
 
 from holdfast.config.values import Section
 
-PositiveNumber = Annotated[float, Field(gt=0)]
+# Bounds that no cluster reaches: above them is a slip, such as bytes for gigabytes.
+PositiveNumber = Annotated[float, Field(gt=0, le=100_000)]
 
 
 class Needs(Section):
@@ -16,7 +17,7 @@ class Needs(Section):
         default=None,
         description="number of weights in billions, where the config.json cannot be had before the download",
     )
-    gpus: Annotated[int, Field(ge=0)] | None = Field(
+    gpus: Annotated[int, Field(ge=0, le=1024)] | None = Field(
         default=None, description="GPUs of each of its jobs, 0 for none; worked out from its size by default"
     )
     memory_gb: PositiveNumber | None = Field(

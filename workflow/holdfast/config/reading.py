@@ -136,6 +136,10 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], list[Found]]:
         raise ConfigError(
             path, [((), f"{place}not YAML ({problem})", "mend the indentation or quotes there")]
         ) from None
+    except RecursionError:
+        raise ConfigError(
+            path, [((), "nested too deeply, or part of itself", "write it without anchors (&, *)")]
+        ) from None
     finally:
         loader.dispose()
     if not isinstance(config, dict):
