@@ -205,6 +205,7 @@ def test_every_mistake_of_a_site_file_is_told(tmp_path: Path) -> None:
         textwrap.dedent("""\
             account: two words
             gputype: a100
+            gpu_memory_gb: 4
             partitions:
               cpu:
               gpu: {max_runtime: soon, max_gpu: -1}
@@ -216,11 +217,12 @@ def test_every_mistake_of_a_site_file_is_told(tmp_path: Path) -> None:
     for part in (
         "account: 'two words' is not one plain word",
         "gputype: unknown key; did you mean gpu_type?",
+        "gpu_memory_gb: 4 GB hold no model; correct it, or say 0 for no GPUs",
     ):
         assert part in told
     for part in ("partitions.cpu: empty", "partitions.gpu.max_runtime: 'soon' is no time", "max_gpu: -1"):
         assert part in told
-    assert len(caught.value.mistakes) == 5
+    assert len(caught.value.mistakes) == 6
 
 
 def test_a_site_file_without_partitions_is_told_before_the_plugin_stops(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from holdfast.cluster.work import POSITIONS, Work, counted_as, counter, prompts
 from holdfast.config import Study
 from holdfast.config.compressions import Quantize
 from holdfast.config.needs import Needs
-from holdfast.errors import HoldfastError
 
 FILLED = 0.9  # share of a GPU's memory that is counted on
 BY_CPU = 0.3e9  # weights of a model that is run without a GPU: a tenth of the smallest that studies are about
@@ -145,9 +144,6 @@ class Requests:
             return 0
         memory = self.site().gpu_memory_gb
         needed, each = graphics_memory(work, size, dtype), (memory * FILLED - GPU_BASE_GB) * 1e9
-        if each <= 0:
-            what = f"{memory:g} GB hold no model"
-            raise HoldfastError(what, "site file, gpu_memory_gb", "correct it, or say 0 for no GPUs")
         number = 1
         while number * each < needed:
             number *= 2

@@ -13,6 +13,7 @@ from holdfast.errors import HoldfastError
 
 NAME = "site.yaml"
 UNLIMITED = 10**9
+SMALLEST_GPU_GB = 5  # less is taken by the libraries (needs.GPU_BASE_GB)
 
 
 def minutes(time: int | str) -> int:
@@ -44,6 +45,12 @@ def is_word(text: str) -> str:
     return text
 
 
+def holds_models(memory_gb: float) -> float:
+    if 0 < memory_gb < SMALLEST_GPU_GB:
+        raise BadValueError(f"{memory_gb:g} GB hold no model", "correct it, or say 0 for no GPUs")
+    return memory_gb
+
+
 Word = Annotated[str, Field(min_length=1), AfterValidator(is_word)]
 Time = Annotated[Positive | str, either("minutes, or a text such as 12h or 2d"), AfterValidator(is_time)]
 
@@ -69,7 +76,7 @@ class Site(Section):
     qos: Word | None = Field(default=None, description="quality of service")
     constraint: Word | None = Field(default=None, description="features of every job's node")
     gpu_type: Word | None = Field(default=None, description="the type of GPU to ask for")
-    gpu_memory_gb: float = Field(
+    gpu_memory_gb: Annotated[float, AfterValidator(holds_models)] = Field(
         default=80.0, ge=0, description="memory of one GPU, in GB; 0 where there are no GPUs"
     )
     partitions: dict[Word, Partition] = Field(default={}, description="where jobs may go, with limits")
