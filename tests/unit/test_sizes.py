@@ -126,7 +126,7 @@ def test_the_parts_of_mixtral() -> None:
     assert size.mlp == 0
     # Its paper (Jiang et al. 2024, arXiv 2401.04088, section 2): each token uses 13 billion, embeddings included.
     assert (size.active + 32000 * 4096) / 1e9 == pytest.approx(12.9, abs=0.05)
-    assert size.kv_bytes_per_token() == 2 * 32 * 8 * 128 * 2
+    assert size.kv_per_token == 2 * 32 * 8 * 128
 
 
 @pytest.mark.parametrize("made", [tiny_llama, tiny_llava])
@@ -214,3 +214,24 @@ def test_sizes_import_nothing_heavy() -> None:
     code = f"import sys, holdfast.cluster.sizes, holdfast.cluster.needs; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"num_hidden_layers": 10**30},
+        {"num_hidden_layers": 10**6},
+        {"hidden_size": "4096", "model_type": "new"},
+        {"mlp_only_layers": 5, "num_experts": 8},
+        {
+            "vision_config": {"model_type": "clip_vision_model", "patch_size": [14, 14]},
+            "text_config": LLAMA_2_7B,
+        },
+        {"quantization_config": {"quant_method": "gptq", "bits": "four"}},
+        {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": [1]}},
+    ],
+)
+def test_a_config_without_numbers_where_they_belong_is_one_line(odd: dict[str, Any]) -> None:
+    with pytest.raises(HoldfastError, match=r"^m/config\.json: .*; state billion_parameters") as caught:
+        size_of({**LLAMA_2_7B, **odd}, "m/config.json")
+    assert "\n" not in str(caught.value)

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from holdfast.cluster.families import ALIASES, FAMILIES, UNKNOWN, Family
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, first_line
 
+REMEDY = "state billion_parameters of the model in the study"
+LARGEST, MOST_LAYERS = 10**9, 10_000  # numbers of a config that can be sizes
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 OVERESTIMATE = 1.1  # of the weights of a family that is not in families.FAMILIES
 UNKNOWN_VISION = (
@@ -62,16 +64,21 @@ class Size:
         linears = self.attention + self.mlp + self.experts
         return round((self.parameters - linears) * each + linears * (bits / 8 if bits else each))
 
-    def kv_bytes_per_token(self, dtype: str | None = None) -> int:
-        return self.kv_per_token * BYTES.get(dtype or self.dtype, 4)
-
 
 def size_of(config: Mapping[str, Any], where: str = "config.json") -> Size:
     """The size of the model that a config.json describes.
 
     Raises:
-        HoldfastError: it states no hidden size or number of layers, and its family has no known default.
+        HoldfastError: it states no hidden size or number of layers, and its family has no known default; or it holds
+            something else where numbers belong.
     """
+    try:
+        return _size_of(config, where)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise HoldfastError(f"its sizes cannot be read ({first_line(error)})", where, REMEDY) from error
+
+
+def _size_of(config: Mapping[str, Any], where: str) -> Size:
     text = next(
         (
             config[k]
@@ -135,14 +142,16 @@ class _Sizes:
     def get(self, key: str, default: int = 0) -> int:
         for section in (self.config, self.family.defaults):
             for name in (key, *ALIASES.get(key, ())):
-                if isinstance(section.get(name), int):
-                    return int(section[name])
+                if type(value := section.get(name)) is int and value >= 0:
+                    if value > (MOST_LAYERS if key == "num_hidden_layers" else LARGEST):
+                        raise HoldfastError(f"{value:.3g} is no {name}", self.where, REMEDY)
+                    return value
         return default
 
     def need(self, key: str) -> int:
         if not (value := self.get(key)):
             what = f"no {key}, and the family {self.config.get('model_type') or '(none)'} is not known"
-            raise HoldfastError(what, self.where, "state billion_parameters of the model in the study")
+            raise HoldfastError(what, self.where, REMEDY)
         return value
 
     def flag(self, said: str | bool) -> bool:
