@@ -136,6 +136,18 @@ def test_a_newer_file_is_named_as_the_reason(
     assert set(found.reasons) == {"newer: attack.jsonl", FOLLOWS}
 
 
+def test_packages_that_were_upgraded_since_are_named(
+    finished: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished.folder, tmp_path / "upgraded", symlinks=True)
+    monkeypatch.chdir(tmp_path / "upgraded")
+    for record in Path("results").rglob("provenance.json"):  # whose times say what has to run
+        record.write_text(json.dumps({"stage": "fetch", "packages": {"numpy": "1.0", "torch": "1.0"}}))
+    assert next(lines(plan(Path("study.yaml"), print))) == (
+        "upgraded since results were made, which runs nothing again: numpy, torch (see holdfast stale)"
+    )
+
+
 def test_the_command_prints_a_table_or_json(replanned: Replanned, capsys: pytest.CaptureFixture[str]) -> None:
     replanned(lambda config: None)
     shown = CliRunner().invoke(app, ["plan", "study.yaml"])
@@ -163,8 +175,8 @@ def test_snakemake_asks_for_what_the_model_needs_and_waits_for_none_of_it_here(f
 
 def test_a_download_takes_the_room_of_its_model() -> None:
     study, size = load_study(REFUSAL), size_of(CONFIG)
-    brought = Job("download", {"download": "meta-llama--Llama-3.1-8B-Instruct@main"}, None, [], [], True, NEW)
-    other = Job("download", {"download": "zero-shot-tasks"}, None, [], [], True, NEW)
+    brought = Job("download", {"download": "meta-llama--Llama-3.1-8B-Instruct@main"}, None, [], True, NEW)
+    other = Job("download", {"download": "zero-shot-tasks"}, None, [], True, NEW)
     for job, megabytes in ((brought, 16_060), (other, 0)):
         found = planned(study, [job], Requests(study, Known(size)))
         assert found.total("disk_mb") == pytest.approx(megabytes, abs=1)
@@ -204,7 +216,7 @@ class Known:
 
 def job(rule: str, needs: list[int], runs: bool = True, reason: str = NEW, **names: str) -> Job:
     cell = {"model": "llama-2-7b", "compression": "wanda-50", "method": "aird"} | names
-    return Job(rule, cell, None, [], needs, runs, reason if runs else "")
+    return Job(rule, cell, None, needs, runs, reason if runs else "")
 
 
 CHAIN = [job("compress", []), job("edit", [0]), job("generate", [1]), job("ability", [1]), job("judge", [2])]
@@ -290,7 +302,7 @@ def test_the_longest_path_goes_through_jobs_that_are_done() -> None:
 
 def test_a_cells_own_reason_is_told_rather_than_what_follows() -> None:
     running = [job("generate", [], reason=FOLLOWS), job("edit", [], reason="changed: alpha 1 → 2")]
-    running.append(Job("fetch", {"model": "m"}, None, [], [], True, NEW))
+    running.append(Job("fetch", {"model": "m"}, None, [], True, NEW))
     assert cells(running) == {"llama-2-7b/wanda-50/aird": ["changed: alpha 1 → 2"], "m/dense/as-is": [NEW]}
 
 

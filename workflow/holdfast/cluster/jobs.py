@@ -21,14 +21,13 @@ from holdfast.errors import HoldfastError
 
 @dataclass(frozen=True)
 class Job:
-    """One job: its rule, wildcards, benchmark file and outputs, the numbers of the jobs that it waits for; ``runs``: it
-    would run now, for ``reason`` (see :func:`why`).
+    """One job: its rule, wildcards and benchmark file, the numbers of the jobs that it waits for; ``runs``: it would
+    run now, for ``reason`` (see :func:`why`).
     """
 
     rule: str
     names: dict[str, str]
     benchmark: str | None
-    outputs: list[str]
     needs: list[int]
     runs: bool
     reason: str
@@ -149,7 +148,6 @@ def listed(snakefile: Path, config: Path) -> list[Job]:
                 rule=job.rule.name,
                 names=dict(job.wildcards_dict),
                 benchmark=str(job.benchmark) if job.benchmark else None,
-                outputs=[str(file) for file in job.output],
                 needs=sorted(number[other] for other in dag.dependencies[job]),
                 runs=dag.needrun(job),
                 reason=why(dag.reason(job)) if dag.needrun(job) else "",

@@ -6,6 +6,7 @@ Snakemake says what would run (``holdfast.cluster.jobs``), the study and its mod
 what was predicted for them correct what is predicted for the rest.
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,11 +18,13 @@ from holdfast.cluster.jobs import FOLLOWS, Job, jobs, snakefile
 from holdfast.cluster.needs import Requests
 from holdfast.cluster.rates import LIGHT, shipped, taken
 from holdfast.cluster.site import here
+from holdfast.cluster.stale import environments, stale
 from holdfast.cluster.work import counter
 from holdfast.config import Study, load_study
 from holdfast.config.backend import answered_by, settled
 from holdfast.config.cells import cell_of
 from holdfast.config.recipes import download_name
+from holdfast.errors import HoldfastError
 
 
 @dataclass
@@ -63,6 +66,7 @@ class Plan:
         cells: those (``MODEL/COMPRESSION/METHOD``) of which a job of their own would run, and why.
         without_size: models and judges whose size is not known.
         kept: whether checkpoints stay when nothing needs them any more.
+        upgraded: packages of which results were made by another version than is installed (``stale``).
     """
 
     study: str
@@ -73,6 +77,7 @@ class Plan:
     cells: dict[str, list[str]]
     without_size: list[str] = field(default_factory=list)
     kept: bool = True
+    upgraded: list[str] = field(default_factory=list)
 
     def total(self, what: str) -> Any:
         return sum(getattr(stage, what) for stage in self.stages)
@@ -111,6 +116,8 @@ def plan(config: Path, say: Callable[[str], None]) -> Plan:
     used = {("judges", job.names["judge"]) for job in listed if "judge" in job.names}
     used |= {("models", job.names["model"]) for job in listed if "model" in job.names}
     found.without_size = sorted(name for kind, name in used if sizes.of(kind, name) is None)
+    with contextlib.suppress(HoldfastError):  # a damaged record, which `holdfast stale` tells
+        found.upgraded = sorted({change.package for change in stale(results, environments())})
     return found
 
 

@@ -72,6 +72,9 @@ def row(stage: Stage) -> list[str]:
 def lines(plan: Plan) -> Iterator[str]:
     """What stands below the table."""
     left = plan.total("left")
+    if plan.upgraded:
+        packages = ", ".join(plan.upgraded)
+        yield f"upgraded since results were made, which runs nothing again: {packages} (see holdfast stale)"
     if not left:
         yield "nothing left to run"
         return
