@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from holdfast.checkout import ENVIRONMENTS
 from holdfast.errors import HoldfastError
 from holdfast.files import read_json, write_json
 from holdfast.removed_checkpoints import remove, restore
@@ -120,6 +121,12 @@ def test_a_failure_to_make_it_is_told(tmp_path: Path, pruned: Path) -> None:
         ["holdfast", "compress", "dense", "elsewhere"],
         ["/bin/sh", "compress", "dense", "checkpoint"],
         ["holdfast", "repair", "dense", "checkpoint"],
+        # Not of this checkout: a checkpoint from elsewhere could bring its own.
+        ["checkpoint/.environments/x/bin/holdfast", "compress", "dense", "checkpoint"],
+        [".environments/x/bin/holdfast", "compress", "dense", "checkpoint"],
+        [f"{ENVIRONMENTS}/../bin/holdfast", "compress", "dense", "checkpoint"],
+        [f"{ENVIRONMENTS}/gptqmodel/bin/python", "compress", "dense", "checkpoint"],
+        ["compress", 5, "dense", "checkpoint"],
     ],
 )
 def test_nothing_is_removed_whose_making_is_not_known(
@@ -133,6 +140,31 @@ def test_nothing_is_removed_whose_making_is_not_known(
     assert Path("checkpoint/model.safetensors").exists()
     assert read_json(Path("checkpoint/removed.json")) == {"files": {}, "command": None}
     restore(Path("checkpoint"))
+
+
+def test_a_command_of_an_environment_of_this_checkout_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("checkpoint").mkdir()
+    Path("checkpoint/model.safetensors").write_text("weights")
+    program = os.path.relpath(ENVIRONMENTS / "gptqmodel/bin/holdfast")
+    command = [program, "compress", "dense", "checkpoint"]
+    write_json(Path("checkpoint/provenance.json"), {"command": command})
+    remove(Path("checkpoint"))
+    assert not Path("checkpoint/model.safetensors").exists()
+    assert read_json(Path("checkpoint/removed.json")) == {
+        "files": {"model.safetensors": 7},
+        "command": command,
+    }
+
+
+@pytest.mark.parametrize("record", ["[]", '"text"', "{}"])
+def test_a_record_that_is_none_makes_nothing(tmp_path: Path, record: str) -> None:
+    (tmp_path / "provenance.json").write_text(record)
+    (tmp_path / ".removed").touch()
+    with pytest.raises(HoldfastError, match="its record does not say how it was made"):
+        restore(tmp_path)
 
 
 def test_several_that_ask_at_once_make_it_once(tmp_path: Path, pruned: Path) -> None:

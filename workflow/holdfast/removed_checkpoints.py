@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from holdfast.checkout import ENVIRONMENTS
 from holdfast.errors import HoldfastError
 from holdfast.files import MARKER, read_json, write_json
 
@@ -68,7 +69,7 @@ def _make(folder: Path) -> None:
         if made.returncode:
             what = f"its weights were removed, and making it again failed (exit {made.returncode})"
             raise HoldfastError(what, str(folder), "mend what the lines above say, and run it again")
-        if read_json(scratch / "provenance.json")["weights"] != before["weights"]:
+        if read_json(scratch / "provenance.json")["weights"] != before.get("weights"):
             what = "made again, it has other weights than what was measured (this machine rounds otherwise)"
             remedy = f"remove {folder / 'provenance.json'} to measure it anew, or keep_checkpoints: true"
             raise HoldfastError(what, str(folder), remedy)
@@ -89,11 +90,20 @@ def _program(recorded: str) -> list[str]:
     return [sys.executable, "-m", "holdfast"]
 
 
-def _command(provenance: dict[str, Any], folder: Path) -> Sequence[str] | None:
+def _command(provenance: Any, folder: Path) -> Sequence[str] | None:
     """The command that wrote ``folder``, as its record has it; None of any other, which is never run."""
-    command = provenance.get("command")
+    command = provenance.get("command") if isinstance(provenance, dict) else None
     if not isinstance(command, list) or len(command) < 4 or not all(isinstance(a, str) for a in command):
         return None
     program, stage, _, out = command[:4]
-    ours = program == "holdfast" or Path(program).parts[-4:-3] == (".environments",)
-    return command if ours and stage in MAKERS and Path(out).resolve() == folder.resolve() else None
+    known = (program == "holdfast" or _of_environment(Path(program))) and stage in MAKERS
+    return command if known and Path(out).resolve() == folder.resolve() else None
+
+
+def _of_environment(program: Path) -> bool:
+    """Whether it is ``.environments/NAME/bin/holdfast`` of this checkout: one from elsewhere may be any program."""
+    if len(program.parts) < 4:
+        return False
+    *_, environment, folder, name = program.parts
+    inside = program.parents[2].resolve() == ENVIRONMENTS.resolve()
+    return inside and environment != ".." and (folder, name) == ("bin", "holdfast")

@@ -5,14 +5,13 @@ from typing import Annotated
 
 import typer
 
+from holdfast.checkout import ENVIRONMENTS
 from holdfast.cli.arguments import Out, Recipe, by_stem
 from holdfast.config.by_hand import checked
 from holdfast.errors import HoldfastError
 from holdfast.hub import switch_back
 
 commands = typer.Typer()
-# Of the checkout; where the package lies elsewhere, no environment is found.
-ROOT = Path(__file__).parents[3]
 
 
 @commands.command()
@@ -22,7 +21,7 @@ def check(config: Annotated[Path, typer.Argument(help="A study's YAML file.")]) 
     from holdfast.config.backend import settled
 
     study = load_study(config)
-    choice = settled(study, Path("results", study.study), ROOT / ".environments")
+    choice = settled(study, Path("results", study.study), ENVIRONMENTS)
     typer.echo(f"{summary(study)}\n{choice.told()}")
 
 

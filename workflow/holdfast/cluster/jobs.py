@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from holdfast.checkout import ROOT
 from holdfast.errors import HoldfastError
 
 
@@ -91,7 +92,7 @@ def snakefile() -> Path:
 
     Raises HoldfastError when there is none: the package alone, without the repository, has no workflow.
     """
-    for folder in (Path.cwd(), Path(__file__).parents[3]):
+    for folder in (Path.cwd(), ROOT):
         if (folder / "Snakefile").is_file() and (folder / "rules/common.smk").is_file():
             return folder / "Snakefile"
     raise HoldfastError("no Snakefile", str(Path.cwd()), "run it in Holdfast's repository")

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from holdfast.checkout import ENVIRONMENTS
 from holdfast.files import read_json
 from holdfast.provenance import PACKAGES, package_versions
 
-ENVIRONMENTS = Path(__file__).parents[3] / ".environments"  # rules/environments.smk
 OWN = "holdfast"  # what its changes make stale is told by the stages' versions
 # The rules that run a stage, where they are others than the one of its name.
 RULES = {
