@@ -164,7 +164,14 @@ def test_a_study_of_which_nothing_is_there_has_tables_all_the_same(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("written", "told"), [({}, "not a list of jobs"), ([{"stage": "edit"}], "has no cell")]
+    ("written", "told"),
+    [
+        ({}, "not a list of jobs"),
+        ([5], "not a JSON object"),
+        ([{"stage": "edit"}], "has no cell"),
+        ([{**FAILED[0], "cell": ["tiny"]}], "cell does not fit"),
+        ([{**FAILED[0], "files": [""]}], r"files\.0 does not fit"),
+    ],
 )
 def test_another_file_is_told_in_one_line(tmp_path: Path, written: Any, told: str) -> None:
     with pytest.raises(HoldfastError, match=told):

@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from holdfast.errors import HoldfastError
 from holdfast.files import read_json
@@ -22,8 +25,8 @@ MEASURES = {
 
 class Job(Record):
     stage: str
-    cell: list[str] | None
-    files: list[str]
+    cell: Annotated[list[str], Field(min_length=3, max_length=3)] | None
+    files: list[Annotated[str, Field(min_length=1)]]
     failed: list[str]
 
 
