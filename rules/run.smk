@@ -10,12 +10,25 @@ TROUBLE = """\
 Some jobs failed; their messages stand above and in results/STUDY/logs. Run the same command again to go on
 where it stopped.
 """
+DEFAULT_RATE = (100, 1)  # jobs and seconds of Snakemake's --max-jobs-per-timespan
 LONG_AGO = 946684800  # 2000-01-01, seconds
 CLAIMS = []  # the study's lock, held while this process lives
 
 
+def without_idle_passes():
+    """Take away Snakemake's own limit of job starts, unless the user has set one.
+
+    With a limit, every job that ends starts a timer that makes one pass over all ready jobs a second, and never stops
+    (9.27): after a few hundred jobs Snakemake keeps a core busy, after some thousands it does nothing else.
+    """
+    limit = workflow.scheduler.job_rate_limiter
+    if limit and (limit.max_jobs, limit.timespan) == DEFAULT_RATE:
+        workflow.scheduler.job_rate_limiter = None
+
+
 def begin():
     """Before the first job: claim the study, so that nothing else writes into it. Ends a run that cannot begin."""
+    without_idle_passes()
     executor = workflow.scheduler._executor
     by_slurm = type(executor).__module__.startswith("snakemake_executor_plugin_slurm")
     run = executor.run_uuid if by_slurm else None  # the name of all its Slurm jobs

@@ -209,3 +209,13 @@ def test_reading_a_config_imports_nothing_heavy() -> None:
     code = f"import sys, holdfast.config; print(sorted({heavy} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_ready_jobs_are_looked_at_only_when_a_job_has_ended(tmp_path: Path) -> None:
+    """And not every second for every job that ever ended (rules/run.smk)."""
+    workflow = new_workflow(tmp_path / "fresh")
+    run = workflow.snakemake("--cores", "2", "--verbose")
+    assert run.returncode == 0, run.stdout + run.stderr
+    jobs = run.stderr.count("Finished jobid")
+    assert jobs > 40
+    assert run.stderr.count("Resources before job selection") <= jobs + 1
