@@ -49,7 +49,7 @@ def rules_by_stage() -> dict[str, set[str]]:
         for base, name, text in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
             said = re.search(command, text)
             stage = next(filter(None, said.groups())) if said else stage_of.get(base)
-            if stage and stage != "discard" and "<logs>" in text:
+            if stage and stage != "discard" and ("<logs>" in text or base in stage_of):
                 stage_of[name] = stage
                 found.setdefault(stage, set()).add(name)
     return found
