@@ -101,6 +101,17 @@ def test_other_weights_than_those_measured_are_refused(tmp_path: Path, pruned: P
     assert not list(pruned.parent.glob(".checkpoint*"))
 
 
+def test_elsewhere_it_says_where_to_start(
+    tmp_path: Path, pruned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command has the paths of the folder that it was run in."""
+    remove_from(tmp_path, pruned)
+    monkeypatch.chdir(pruned)
+    with pytest.raises(HoldfastError, match="made from here; start where the study was run"):
+        restore(Path())
+    assert (pruned / ".removed").exists()
+
+
 def test_a_failure_to_make_it_is_told(tmp_path: Path, pruned: Path) -> None:
     remove_from(tmp_path, pruned)
     (tmp_path / "dense/model.safetensors").unlink()

@@ -59,8 +59,9 @@ def _make(folder: Path) -> None:
     before = read_json(folder / "provenance.json")
     command = _command(before, folder)
     if not command:
-        what = "its weights were removed, and its record does not say how it was made"
-        raise HoldfastError(what, str(folder), "remove the folder and run the workflow again")
+        what = "its weights were removed, and its record does not say how it was made from here"
+        remedy = "start where the study was run; or remove the folder and run the workflow again"
+        raise HoldfastError(what, str(folder), remedy)
     scratch = folder.with_name(f".{folder.name}.restored")
     shutil.rmtree(scratch, ignore_errors=True)
     program, stage, model, _, *options = command
