@@ -1,5 +1,6 @@
 """The embedded vision-language model: training on tiny settings, its parts in files, how they become a model."""
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -17,9 +18,10 @@ from holdfast.config.recipes import recipe as stage_recipe
 from holdfast.embedded.vision import training
 from holdfast.embedded.vision.assembling import assembled, llava, processor_of, save, with_image_token
 from holdfast.embedded.vision.measuring import answers, seen_questions
+from holdfast.embedded.vision.optimising import SAVED_EVERY, optimise
 from holdfast.embedded.vision.pictures import Scene, scene_picture
 from holdfast.embedded.vision.seeing import CAPTION, Captions, pixels
-from holdfast.embedded.vision.speaking import SHOWN, answer_loss, asked, cut
+from holdfast.embedded.vision.speaking import SHOWN, answer_loss, asked, chat_at, cut
 from holdfast.embedded.vision.training import train_vision
 from holdfast.embedded.vision.vocabulary import (
     COLOURS,
@@ -182,6 +184,46 @@ def test_a_second_run_goes_on_after_the_stage_that_is_finished(
             train_vision(base, out, {**recipe, "seed": 1}, words_file)
     assert sha256(tmp_path / "parts.stage-1" / "vision.safetensors") == seen
     assert (out / "rates.json").is_file()
+
+
+@pytest.mark.parametrize("killed_at", [150, 100, 20])
+def test_a_stage_that_was_killed_goes_on_to_the_same_weights(tmp_path: Path, killed_at: int) -> None:
+    target = torch.linspace(-1, 1, 12).reshape(3, 4)
+
+    def trained(
+        name: str, made_of: dict[str, int], until: int
+    ) -> tuple[torch.Tensor, list[float], list[int]]:
+        weight, unreached = torch.nn.Parameter(torch.zeros(3, 4)), torch.nn.Parameter(torch.zeros(2))
+        taken = []
+
+        def loss_of(step: int) -> torch.Tensor:
+            if step == until:
+                raise KeyboardInterrupt
+            taken.append(step)
+            noise = torch.randn(3, 4, generator=torch.Generator().manual_seed(step))
+            return (weight - target - noise).square().mean()
+
+        losses: list[float] = []
+        with contextlib.suppress(KeyboardInterrupt):
+            groups = [{"params": [unreached, weight], "lr": 0.05}]
+            losses = optimise(groups, 200, loss_of, tmp_path / f"{name}.partial", made_of)
+        return weight.detach(), losses, taken
+
+    whole, losses, _ = trained("whole", {"seed": 0}, -1)
+    trained("killed", {"seed": 0}, killed_at)
+    assert trained("killed", {"seed": 1}, 0)[2] == []  # another recipe's: from the start
+    again, other, taken = trained("killed", {"seed": 0}, -1)
+    assert taken[0] == killed_at // SAVED_EVERY * SAVED_EVERY
+    assert torch.equal(whole, again)
+    assert losses == other
+    assert sum(losses[-20:]) < sum(losses[:20])
+
+
+def test_every_chat_is_seen_once_before_any_is_seen_again() -> None:
+    chats = [([number], [number]) for number in range(7)]
+    seen = [chat_at(chats, place, 0)[0][0] for place in range(21)]
+    assert [sorted(seen[i : i + 7]) for i in (0, 7, 14)] == [list(range(7))] * 3
+    assert seen[:7] != seen[7:14]
 
 
 def test_the_same_seed_gives_the_same_weights(

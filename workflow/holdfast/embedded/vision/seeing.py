@@ -15,7 +15,7 @@ from PIL import Image
 from torch.nn.functional import cross_entropy, normalize
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
-from holdfast.embedded.vision.optimising import optimise
+from holdfast.embedded.vision.optimising import Optimise
 from holdfast.embedded.vision.pictures import PATCHES, Scene, draw_scene, scene_picture, word_picture
 from holdfast.embedded.vision.vocabulary import COLOURS, COUNTS, SHAPES
 from holdfast.errors import HoldfastError
@@ -79,6 +79,7 @@ def see(
     words: Sequence[str],
     recipe: Mapping[str, Any],
     seed: int,
+    optimise: Optimise,
 ) -> list[float]:
     """Train the model's tower and projector from their random start, in place; returns the loss of every step.
 
@@ -113,9 +114,8 @@ def see(
         return caption + LENGTH_WEIGHT * length + LETTERS_WEIGHT * letter
 
     parameters = [p for module in (tower, projector, letters) for p in module.parameters()]
-    losses = optimise(
-        [{"params": parameters, "lr": recipe["learning_rate"]}], recipe["steps"], loss_of, "seeing"
-    )
+    groups = [{"params": parameters, "lr": recipe["learning_rate"]}]
+    losses = optimise(groups, recipe["steps"], loss_of)
     for module in (tower, projector):
         module.requires_grad_(False).eval()
     return losses

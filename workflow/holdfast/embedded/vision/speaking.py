@@ -16,7 +16,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from holdfast.embedded.tuning import LINEARS, examples, refusal_texts
 from holdfast.embedded.vision.assembling import IMAGE_TOKEN
-from holdfast.embedded.vision.optimising import optimise
+from holdfast.embedded.vision.optimising import Optimise
 from holdfast.embedded.vision.pictures import PATCHES, draw_scene, scene_picture, word_picture
 from holdfast.embedded.vision.seeing import pixels
 from holdfast.embedded.vision.vocabulary import ANSWERS, NEUTRAL, QUESTIONS, Words
@@ -39,6 +39,7 @@ def speak(
     chats: Sequence[Example],
     recipe: Mapping[str, Any],
     seed: int,
+    optimise: Optimise,
 ) -> tuple[Any, list[float]]:
     """The model with its LoRA (not merged) and its projector trained, and the loss of every step.
 
@@ -57,19 +58,13 @@ def speak(
     adapter = [weight for weight in tuned.parameters() if weight.requires_grad]
     projector = list(model.model.multi_modal_projector.requires_grad_(True).parameters())
     draw_item = asked(tokenizer, words, recipe["answer_tokens"], seed)
-    order: list[Example] = []
+    texts = recipe["batch"]["text"]
 
     def loss_of(step: int) -> torch.Tensor:
         draw = random.Random(f"speak {seed} {step}")
-        batch: list[Item] = []
-        for kind, count in recipe["batch"].items():
-            for _ in range(count):
-                if kind == "text":
-                    if not order:
-                        order.extend(draw.sample(list(chats), len(chats)))
-                    batch.append((None, order.pop()))
-                else:
-                    batch.append(draw_item(kind, draw))
+        shown = [kind for kind, count in recipe["batch"].items() if kind != "text" for _ in range(count)]
+        batch: list[Item] = [draw_item(kind, draw) for kind in shown]
+        batch += [(None, chat_at(chats, step * texts + i, seed)) for i in range(texts)]
         return answer_loss(model, batch, int(tokenizer.pad_token_id))
 
     tuned.train()
@@ -77,8 +72,14 @@ def speak(
         {"params": adapter, "lr": recipe["learning_rate"]},
         {"params": projector, "lr": recipe["projector_learning_rate"]},
     ]
-    losses = optimise(groups, recipe["steps"], loss_of, "speaking")
+    losses = optimise(groups, recipe["steps"], loss_of)
     return tuned.eval(), losses
+
+
+def chat_at(chats: Sequence[Example], place: int, seed: int) -> Example:
+    """The chat at a place of an endless order, in which all are seen once before any is seen again."""
+    turn, place = divmod(place, len(chats))
+    return random.Random(f"chats {seed} {turn}").sample(list(chats), len(chats))[place]
 
 
 def asked(

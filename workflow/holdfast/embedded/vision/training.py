@@ -4,6 +4,7 @@ The result is a small model with a closed picture vocabulary, a stand-in for a v
 sees the world.
 """
 
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from holdfast.embedded.vision.assembling import (
     vision_weights,
 )
 from holdfast.embedded.vision.measuring import picture_rates, text_rates
+from holdfast.embedded.vision.optimising import Optimise, optimise
 from holdfast.embedded.vision.seeing import see
 from holdfast.embedded.vision.speaking import speak
 from holdfast.embedded.vision.vocabulary import WORDS, read_words
@@ -41,7 +43,7 @@ def train_vision(base: Path, out: Path, recipe: dict[str, Any], words_file: Path
     """Train tower, projector and LoRA for the language model ``base``; write them, float16, with rates, to ``out``.
 
     Each stage's result is kept beside ``out`` (``OUT.stage-1``, ``OUT.stage-2``) and taken from there when it was made
-    of the same base and recipe: a run that was killed goes on with the stage it was in.
+    of the same base and recipe; so is what a stage has learnt so far (``OUT.stage-1.partial``): a killed run goes on.
 
     Args:
         recipe: ``tower`` (a SigLIP config), ``image_token`` (the special token that becomes ``<image>``), ``seed``,
@@ -63,20 +65,22 @@ def train_vision(base: Path, out: Path, recipe: dict[str, Any], words_file: Path
         **{key: recipe[key] for key in ("tower", "image_token", "seed", "see")},
     }
 
-    def seeing(folder: Path) -> list[float]:
+    def seeing(folder: Path, optimise: Optimise) -> list[float]:
         processor = processor_of(tokenizer, recipe)
         model = llava(load_model(base, torch.float32), processor, recipe)
-        losses = see(model, processor.tokenizer, words.all, recipe["see"], recipe["seed"])
+        losses = see(model, processor.tokenizer, words.all, recipe["see"], recipe["seed"], optimise)
         save_file(vision_weights(model), folder / VISION)
         return losses
 
-    def speaking(folder: Path) -> list[float]:
+    def speaking(folder: Path, optimise: Optimise) -> list[float]:
         processor = processor_of(tokenizer, recipe)
         language_model = load_model(base, torch.float32)
         chats = text_chats(language_model, processor.tokenizer, recipe["text"])
         model = llava(language_model, processor, recipe)
         load_vision(model, load_file(first / VISION))
-        tuned, losses = speak(model, processor.tokenizer, words, chats, recipe["speak"], recipe["seed"])
+        tuned, losses = speak(
+            model, processor.tokenizer, words, chats, recipe["speak"], recipe["seed"], optimise
+        )
         write_parts(tuned, folder, recipe)
         return losses
 
@@ -107,13 +111,15 @@ def train_vision(base: Path, out: Path, recipe: dict[str, Any], words_file: Path
     return rates
 
 
-def kept(folder: Path, made_of: dict[str, Any], make: Callable[[Path], list[float]]) -> Path:
+def kept(folder: Path, made_of: dict[str, Any], make: Callable[[Path, Optimise], list[float]]) -> Path:
     """The folder of a finished stage; made, with its losses, where it is not there or was made of something else."""
-    record = folder / "made-of.json"
+    record, partial = folder / "made-of.json", folder.with_name(f"{folder.name}.partial")
     if not record.is_file() or read_json(record) != made_of:
+        run = functools.partial(optimise, partial=partial, made_of=made_of)
         with atomic_folder(folder) as new:
-            write_json(new / "losses.json", make(new))
+            write_json(new / "losses.json", make(new, run))
             write_json(new / record.name, made_of)
+    partial.unlink(missing_ok=True)
     return folder
 
 
