@@ -9,6 +9,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "prompts": 1,
     "text": 1,
     "disjoint": 1,
+    "pairs": 1,
     "download": 1,
     "fetch": 1,
     "compress": 2,

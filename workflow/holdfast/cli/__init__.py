@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from holdfast.cli import cluster, evaluation, models, plan, refusal, study
+from holdfast.cli import cluster, evaluation, models, pairs, plan, refusal, study
 from holdfast.errors import HoldfastError
 from holdfast.provenance import Recorder
 from holdfast.removed_checkpoints import MAKERS
@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Does refusal hold when an aligned model is compressed, why not, and can it be repaired?",
 )
-for room in (study, plan, models, refusal, evaluation, cluster):
+for room in (study, plan, models, refusal, evaluation, pairs, cluster):
     app.add_typer(room.commands)
 
 

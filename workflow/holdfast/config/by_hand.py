@@ -44,6 +44,15 @@ class TextRecipe(Data, Versioned):
     pass
 
 
+class PairsRecipe(Versioned):
+    benchmark: Literal["holdfast"] = Field(default="holdfast", description="which benchmark")
+    modality: list[Literal["text", "image", "typographic"]] = Field(
+        default=["text", "image", "typographic"], min_length=1, description="which pairs"
+    )
+    limit: Positive | None = Field(default=None, description="pairs of each modality at most, the first ones")
+    sources: dict[str, Data] = Field(default={}, description="sets that no package carries, by name")
+
+
 class DownloadRecipe(Versioned):
     source: Annotated[str, AfterValidator(sources.checked({"hub": sources.MODEL["hub"]}))] | None = Field(
         default=None, description="hub:ORG/NAME@REVISION of a model"
@@ -166,6 +175,7 @@ RECIPES: dict[str, type[Section]] = {
     "prompts": PromptsRecipe,
     "text": TextRecipe,
     "disjoint": DisjointRecipe,
+    "pairs": PairsRecipe,
     "download": DownloadRecipe,
     "activations": ActivationsRecipe,
     "direction": DirectionRecipe,

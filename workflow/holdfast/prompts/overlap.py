@@ -55,13 +55,17 @@ class EvaluatedText:
         is measured on."""
         self.runs: dict[int, dict[str, str]] = defaultdict(dict)
         for text, owner in _evaluated(prompts, zero_shot or {}):
-            words = normalised(text).split()
-            if len(words) >= SHORTEST:
-                size = min(len(words), RUN)
-                self.runs[size] |= dict.fromkeys(word_runs(words, size), owner)
+            self.add(text, owner)
         if held_out:
             words = normalised(read_text(held_out)).split()
             self.runs[RUN] |= dict.fromkeys(word_runs(words, RUN), f"the text of {held_out['source']}")
+
+    def add(self, text: str, owner: str) -> None:
+        """Know another text, of fewer than SHORTEST words nothing."""
+        words = normalised(text).split()
+        if len(words) >= SHORTEST:
+            size = min(len(words), RUN)
+            self.runs[size] |= dict.fromkeys(word_runs(words, size), owner)
 
     def held_by(self, text: str) -> tuple[int, str] | None:
         """How many words in a row ``text`` shares with an evaluated one, and which; None where with none.
@@ -101,7 +105,8 @@ def check_calibration(
 def _evaluated(prompts: Mapping[str, Path], zero_shot: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
     for name, path in prompts.items():
         for record in read_records(path):
-            yield record["text"], f"{record['id']} of {name}"
+            for text in (record["text"], record.get("drawn", "")):
+                yield text, f"{record['id']} of {name}"
     for name, path in zero_shot.items():
         for number, item in enumerate(read_jsonl(path), 1):
             for key in ("context", "question"):

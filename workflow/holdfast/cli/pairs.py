@@ -1,0 +1,51 @@
+"""The paired benchmark: harmful inputs and their benign counterfactuals."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from holdfast.cli.arguments import Out, Recipe
+from holdfast.config.by_hand import checked
+from holdfast.hub import switch_back
+
+commands = typer.Typer()
+pairs = typer.Typer(no_args_is_help=True, help="The paired benchmark: build it, check it.")
+commands.add_typer(pairs, name="pairs")
+
+
+@pairs.command()
+def build(out: Out, recipe: Recipe = "{}") -> None:
+    """Build the benchmark from the packages installed and the files given, into the folder OUT.
+
+    Harmful halves are read from public sets; a set that is not here leaves out its pairs, and one line says so.
+    """
+    switch_back()
+    settings = checked("pairs", recipe)
+    from holdfast.pairs.build import build as run
+
+    for line in run(out, settings):
+        typer.echo(line)
+
+
+@pairs.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="A folder that `pairs build` wrote.")],
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(help="What else is learnt on: a study's YAML file, or prompts as JSONL; repeat."),
+    ] = None,
+) -> None:
+    """Prove pairing, balance, uniqueness, no overlap with what is learnt on, minimal edits, checksums.
+
+    One line for each defect, and exit code 2; else what was proved.
+    """
+    switch_back()
+    from holdfast.pairs.check import check as run
+    from holdfast.pairs.learnt import given_sets, packaged_sets
+
+    sets = packaged_sets()
+    for file in against or []:
+        sets |= given_sets(file)
+    for line in run(folder, sets):
+        typer.echo(line)

@@ -1,0 +1,1 @@
+"""The paired benchmark: harmful inputs by reference, each beside a benign counterfactual written for this project."""

@@ -1,0 +1,217 @@
+"""Proof that a built benchmark is what it says: pairs, balance, uniqueness, no overlap, minimal edits, checksums."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from holdfast.errors import HoldfastError
+from holdfast.files import read_json, sha256
+from holdfast.pairs.build import RECORDS
+from holdfast.pairs.drawing import pixel_hash
+from holdfast.pairs.learnt import edit_distance, overlapping, tokens
+from holdfast.pairs.references import CATEGORIES, COUNTS
+from holdfast.pairs.scenes import render
+from holdfast.prompts.overlap import normalised
+from holdfast.prompts.sources import read_records
+
+Record = dict[str, Any]
+Halves = dict[str, Record]
+
+LABELS = ("harmful", "benign")
+# Between the words of the halves, question and drawn text together (see `edit_distance`).
+FARTHEST = 0.6
+# Pairs of one category in a complete benchmark: fewest and most.
+BALANCE = {"text": (5, 7), "image": (3, 4), "typographic": (1, 2)}
+SAME = ("modality", "category", "scene", "box")
+
+
+class DefectiveError(HoldfastError):
+    """All defects of a benchmark; ``mistakes`` holds one line each."""
+
+    def __init__(self, folder: Path, found: Sequence[str]) -> None:
+        self.mistakes = [f"{folder}: {line}" for line in found]
+        number = "1 defect" if len(found) == 1 else f"{len(found)} defects"
+        super().__init__(number, str(folder), "build it again")
+        self.args = ("\n".join(self.mistakes),)
+
+
+def check(folder: Path, against: Mapping[str, Sequence[str]]) -> list[str]:
+    """What was proved, in lines.
+
+    Args:
+        folder: what ``holdfast pairs build`` wrote.
+        against: texts that something was learnt on, by the name of their set.
+
+    Raises:
+        DefectiveError: naming the pair of each defect in one line.
+        HoldfastError: no such folder, or files that cannot be read.
+    """
+    records = read_records(folder / RECORDS)
+    found = list(_recorded(folder))
+    pairs: dict[str, list[Record]] = {}
+    for record in records:
+        pairs.setdefault(str(record.get("pair", record["id"])), []).append(record)
+    whole: dict[str, Halves] = {}
+    for name, halves in pairs.items():
+        faults = list(_pairing(name, halves))
+        found += faults
+        if not faults:
+            whole[name] = {half["label"]: half for half in halves}
+    own = _is_own(folder)
+    pictures, faults = _pictures(folder, records)
+    found += [*faults, *_twice(records, pictures)]
+    if own:
+        found += [line for name, halves in whole.items() for line in _edit(name, halves, pictures)]
+        found += _balance(whole)
+    found += overlapping(folder / RECORDS, records, against)
+    if found:
+        raise DefectiveError(folder, found)
+    return _told(whole, against, own=own)
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether the benchmark is this project's; of published ones minimal edits and balance are their authors'."""
+    return bool(read_json(folder / "provenance.json").get("recipe", {}).get("benchmark") == "holdfast")
+
+
+def _recorded(folder: Path) -> Iterator[str]:
+    said = read_json(folder / "provenance.json").get("sha256")
+    if said != sha256(folder / RECORDS):
+        yield f"{RECORDS} is not the file that provenance.json is about: its sha256 differs"
+
+
+def _pairing(name: str, halves: Sequence[Record]) -> Iterator[str]:
+    labels = Counter(str(half.get("label")) for half in halves)
+    for label in LABELS:
+        if labels[label] != 1:
+            yield f"{name} has {labels[label]} {label} halves, not 1"
+    for label in labels:
+        if label not in LABELS:
+            yield f"{name} has a half labelled {label}: only harmful and benign are known"
+    if len(halves) != 2:
+        return
+    first, second = halves
+    for key in SAME:
+        if first.get(key) != second.get(key):
+            yield f"{name}: the halves differ in {key}: {first.get(key)} and {second.get(key)}"
+    modality = first.get("modality")
+    if modality not in COUNTS:
+        yield f"{name} has modality {modality}: use {', '.join(COUNTS)}"
+    elif modality != "text" and not (first.get("images") and second.get("images")):
+        yield f"{name} is of modality {modality} and has no picture in each half"
+    elif first.get("drawn") and first["text"] != second["text"]:
+        yield f"{name}: the halves ask different questions of their pictures"
+
+
+def _pictures(folder: Path, records: Sequence[Record]) -> tuple[dict[str, Image.Image], list[str]]:
+    """The decoded pictures by file name, and a line for each that is missing, changed or not decodable."""
+    pictures: dict[str, Image.Image] = {}
+    found = []
+    for record in records:
+        for image in record.get("images") or ():
+            path = folder / str(image.get("file"))
+            if not path.is_file():
+                found.append(f"{record['id']}: no picture {image.get('file')}")
+            elif sha256(path) != image.get("sha256"):
+                found.append(
+                    f"{record['id']}: {image['file']} is not the picture recorded: its sha256 differs"
+                )
+            else:
+                try:
+                    with Image.open(path) as picture:
+                        pictures[image["file"]] = picture.convert("RGB")
+                except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+                    reason = str(error).splitlines()[0]
+                    found.append(f"{record['id']}: {image['file']} cannot be decoded ({reason})")
+    return pictures, found
+
+
+def _twice(records: Sequence[Record], pictures: Mapping[str, Image.Image]) -> Iterator[str]:
+    """Texts and pictures that stand in two records (of published pairs, one picture may serve both halves)."""
+    texts: dict[tuple[str, str], str] = {}
+    hashes: dict[str, Record] = {}
+    for record in records:
+        seen = [image["file"] for image in record.get("images") or () if image.get("file") in pictures]
+        key = (normalised(record.get("drawn") or record["text"]), "" if "drawn" in record else "".join(seen))
+        if key in texts:
+            yield f"{record['id']} has the text of {texts[key]}"
+        texts.setdefault(key, record["id"])
+        for file in seen:
+            other = hashes.setdefault(pixel_hash(pictures[file]), record)
+            if other is not record and ("drawn" in record or other.get("pair") != record.get("pair")):
+                yield f"{record['id']} has the picture of {other['id']}"
+
+
+def _edit(name: str, halves: Halves, pictures: Mapping[str, Image.Image]) -> Iterator[str]:
+    """The halves differ, by little, and of a picture only where the text stands; each picture shows its text."""
+    words = [
+        tokens(f"{half['text']} {half.get('drawn', '')}") for half in (halves["harmful"], halves["benign"])
+    ]
+    distance = edit_distance(*words)
+    if distance == 0:
+        yield f"{name}: the halves are the same"
+    elif distance > FARTHEST:
+        yield f"{name}: edit distance {distance:.2f} between the halves, at most {FARTHEST} is allowed"
+    if "drawn" not in halves["harmful"]:
+        return
+    found = [pictures.get(halves[label]["images"][0]["file"]) for label in LABELS]
+    harmful, benign = found
+    if harmful is None or benign is None:
+        return
+    if harmful.size != benign.size:
+        yield f"{name}: the pictures differ in size"
+        return
+    differs = np.any(np.asarray(harmful) != np.asarray(benign), axis=2)
+    left, top, right, bottom = halves["harmful"]["box"]
+    differs[top:bottom, left:right] = False
+    if differs.any():
+        yield f"{name}: {int(differs.sum())} pixels outside the box of the text differ"
+    drawn = [halves[label]["drawn"] for label in LABELS]
+    for label, picture, expected in zip(
+        LABELS, found, render(halves["harmful"]["scene"], name, drawn), strict=True
+    ):
+        if picture is not None and pixel_hash(picture) != pixel_hash(expected):
+            yield f"{name}: the {label} picture does not show what its record says is drawn"
+
+
+def _balance(whole: Mapping[str, Halves]) -> Iterator[str]:
+    """No modality is too large; in a complete benchmark every category stands in each, about equally often."""
+    counts: dict[str, Counter[str]] = {modality: Counter() for modality in COUNTS}
+    for halves in whole.values():
+        counts[halves["benign"]["modality"]][halves["benign"]["category"]] += 1
+    for modality, of in counts.items():
+        if of.total() > COUNTS[modality]:
+            yield f"{of.total()} {modality} pairs, the benchmark has {COUNTS[modality]}"
+    categories = {category for of in counts.values() for category in of}
+    if len(categories) > CATEGORIES:
+        yield f"{len(categories)} categories, the benchmark has {CATEGORIES}"
+    if any(of.total() < COUNTS[modality] for modality, of in counts.items()):
+        return
+    if len(categories) < CATEGORIES:
+        yield f"{len(categories)} categories, the benchmark has {CATEGORIES}"
+    for modality, (fewest, most) in BALANCE.items():
+        for category in sorted(categories):
+            if not fewest <= counts[modality][category] <= most:
+                number = counts[modality][category]
+                yield f"{category} has {number} {modality} pairs, not {fewest} to {most}"
+
+
+def _told(whole: Mapping[str, Halves], against: Mapping[str, Sequence[str]], *, own: bool) -> list[str]:
+    counts = Counter(halves["benign"]["modality"] for halves in whole.values())
+    categories = len({halves["benign"]["category"] for halves in whole.values()})
+    lines = [
+        f"{len(whole)} pairs in {categories} categories: "
+        + ", ".join(f"{name} {counts[name]}" for name in COUNTS if counts[name])
+    ]
+    if own and (
+        short := {name: COUNTS[name] - counts[name] for name in COUNTS if counts[name] < COUNTS[name]}
+    ):
+        left = ", ".join(f"{number} {name}" for name, number in short.items())
+        lines.append(f"incomplete: {left} pairs are not built")
+    learnt = sum(len(texts) for texts in against.values())
+    lines.append(f"no overlap with {learnt} texts of {len(against)} sets that something is learnt on")
+    return lines
