@@ -18,12 +18,15 @@ commands.add_typer(pairs, name="pairs")
 def build(out: Out, recipe: Recipe = "{}") -> None:
     """Build the benchmark from the packages installed and the files given, into the folder OUT.
 
-    Harmful halves are read from public sets; a set that is not here leaves out its pairs, and one line says so.
+    Harmful halves are read from public sets; a set that is not here leaves out its pairs, and one line says so. With
+    `benchmark` and `source` in the recipe, a published benchmark is read into the same form.
     """
     switch_back()
     settings = checked("pairs", recipe)
-    from holdfast.pairs.build import build as run
-
+    if settings["benchmark"] == "holdfast":
+        from holdfast.pairs.build import build as run
+    else:
+        from holdfast.pairs.published import build_published as run
     for line in run(out, settings):
         typer.echo(line)
 

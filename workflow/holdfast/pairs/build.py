@@ -8,13 +8,13 @@ from tqdm import tqdm
 
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, sha256, write_jsonl
-from holdfast.pairs.drawing import font_path, write_png
+from holdfast.pairs.drawing import font_path
+from holdfast.pairs.records import RECORDS, counted, drawn_halves, record_of
 from holdfast.pairs.references import COUNTS, Pair, read_pairs, read_sources, texts_by_checksum
-from holdfast.pairs.scenes import SCENES, render
+from holdfast.pairs.scenes import SCENES
 from holdfast.prompts.sources import local_path
 from holdfast.provenance import Recorder
 
-RECORDS = "pairs.jsonl"
 HINT = '{"sources": {"NAME": {"source": "file:PATH"}}}'
 
 
@@ -57,12 +57,12 @@ def build(out: Path, recipe: Mapping[str, Any]) -> list[str]:
         recorder.write(
             folder / "provenance.json",
             [path for place in places.values() for path in _files(place)],
-            pairs=_counted(built),
+            pairs=counted(pair.modality for pair in built),
             missing=_counted_sets(absent),
             sha256=sha256(folder / RECORDS),
             fonts={font_path(face).name: sha256(font_path(face)) for face in faces},
         )
-    counts = _counted(built)
+    counts = counted(pair.modality for pair in built)
     told = ", ".join(f"{name} {counts.get(name, 0)} of {COUNTS[name]}" for name in recipe["modality"])
     return [f"pairs built: {told}", *_missing(absent, known, reasons)]
 
@@ -99,30 +99,16 @@ def _chosen(pairs: Sequence[Pair], limit: int | None) -> list[Pair]:
 
 def _halves(pair: Pair, row: str, folder: Path) -> Iterator[dict[str, Any]]:
     """The two records of a pair, the harmful one first; pictures are written into ``folder/images``."""
-    halves = {"harmful": pair.harmful(row), "benign": pair.benign}
+    about = {"pair": pair.id, "modality": pair.modality, "category": pair.category, "changed": pair.changed}
+    texts = {"harmful": pair.harmful(row), "benign": pair.benign}
     sources = {"harmful": f"{pair.set}#{pair.row}", "benign": "holdfast"}
-    pictures = render(pair.scene, pair.id, list(halves.values())) if pair.scene else [None, None]
-    for (label, text), picture in zip(halves.items(), pictures, strict=True):
-        record: dict[str, Any] = {
-            "id": f"{pair.id}-{label}",
-            "text": pair.question or text,
-            "label": label,
-            "category": pair.category,
-            "source": sources[label],
-            "pair": pair.id,
-            "modality": pair.modality,
-            "changed": pair.changed,
-        }
-        if picture:
-            file = f"images/{pair.id}-{label}.png"
-            write_png(picture, folder / file)
-            record["images"] = [{"file": file, "sha256": sha256(folder / file)}]
-            record |= {"drawn": text, "scene": pair.scene, "box": list(SCENES[pair.scene].box)}
-        yield record
-
-
-def _counted(pairs: Sequence[Pair]) -> dict[str, int]:
-    return {name: n for name in COUNTS if (n := sum(pair.modality == name for pair in pairs))}
+    halves = (
+        drawn_halves(about, pair.scene, pair.question, texts, folder)
+        if pair.scene
+        else (record_of(about, label, text) for label, text in texts.items())
+    )
+    for record in halves:
+        yield {**record, "source": sources[record["label"]]}
 
 
 def _counted_sets(pairs: Sequence[Pair]) -> dict[str, int]:

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from holdfast.errors import HoldfastError
 from holdfast.files import read_json, sha256
-from holdfast.pairs.build import RECORDS
 from holdfast.pairs.drawing import pixel_hash
 from holdfast.pairs.learnt import edit_distance, overlapping, tokens
+from holdfast.pairs.records import RECORDS
 from holdfast.pairs.references import CATEGORIES, COUNTS
 from holdfast.pairs.scenes import render
+from holdfast.prompts.images import load_images
 from holdfast.prompts.overlap import normalised
 from holdfast.prompts.sources import read_records
 
@@ -63,8 +64,9 @@ def check(folder: Path, against: Mapping[str, Sequence[str]]) -> list[str]:
             whole[name] = {half["label"]: half for half in halves}
     own = _is_own(folder)
     pictures, faults = _pictures(folder, records)
-    found += [*faults, *_twice(records, pictures)]
+    found += faults
     if own:
+        found += _twice(records, pictures)
         found += [line for name, halves in whole.items() for line in _edit(name, halves, pictures)]
         found += _balance(whole)
     found += overlapping(folder / RECORDS, records, against)
@@ -74,7 +76,7 @@ def check(folder: Path, against: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _is_own(folder: Path) -> bool:
-    """Whether the benchmark is this project's; of published ones minimal edits and balance are their authors'."""
+    """Whether the benchmark is this project's; of published ones texts, edits and balance are their authors'."""
     return bool(read_json(folder / "provenance.json").get("recipe", {}).get("benchmark") == "holdfast")
 
 
@@ -108,42 +110,28 @@ def _pairing(name: str, halves: Sequence[Record]) -> Iterator[str]:
 
 
 def _pictures(folder: Path, records: Sequence[Record]) -> tuple[dict[str, Image.Image], list[str]]:
-    """The decoded pictures by file name, and a line for each that is missing, changed or not decodable."""
+    """Each record's picture, by its id, and a line for each that is missing, changed or cannot be decoded."""
     pictures: dict[str, Image.Image] = {}
     found = []
     for record in records:
-        for image in record.get("images") or ():
-            path = folder / str(image.get("file"))
-            if not path.is_file():
-                found.append(f"{record['id']}: no picture {image.get('file')}")
-            elif sha256(path) != image.get("sha256"):
-                found.append(
-                    f"{record['id']}: {image['file']} is not the picture recorded: its sha256 differs"
-                )
-            else:
-                try:
-                    with Image.open(path) as picture:
-                        pictures[image["file"]] = picture.convert("RGB")
-                except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-                    reason = str(error).splitlines()[0]
-                    found.append(f"{record['id']}: {image['file']} cannot be decoded ({reason})")
+        try:
+            for picture in load_images(record, folder):
+                pictures[record["id"]] = picture
+        except HoldfastError as error:
+            found.append(f"{record['id']}: {Path(error.where).name}: {error.what}")
     return pictures, found
 
 
 def _twice(records: Sequence[Record], pictures: Mapping[str, Image.Image]) -> Iterator[str]:
-    """Texts and pictures that stand in two records (of published pairs, one picture may serve both halves)."""
-    texts: dict[tuple[str, str], str] = {}
-    hashes: dict[str, Record] = {}
+    """Texts and pictures that stand in two records; the question about a picture is many records' own."""
+    texts: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for record in records:
-        seen = [image["file"] for image in record.get("images") or () if image.get("file") in pictures]
-        key = (normalised(record.get("drawn") or record["text"]), "" if "drawn" in record else "".join(seen))
-        if key in texts:
-            yield f"{record['id']} has the text of {texts[key]}"
-        texts.setdefault(key, record["id"])
-        for file in seen:
-            other = hashes.setdefault(pixel_hash(pictures[file]), record)
-            if other is not record and ("drawn" in record or other.get("pair") != record.get("pair")):
-                yield f"{record['id']} has the picture of {other['id']}"
+        name = record["id"]
+        if (other := texts.setdefault(normalised(record.get("drawn") or record["text"]), name)) != name:
+            yield f"{name} has the text of {other}"
+        if name in pictures and (other := hashes.setdefault(pixel_hash(pictures[name]), name)) != name:
+            yield f"{name} has the picture of {other}"
 
 
 def _edit(name: str, halves: Halves, pictures: Mapping[str, Image.Image]) -> Iterator[str]:
@@ -158,7 +146,7 @@ def _edit(name: str, halves: Halves, pictures: Mapping[str, Image.Image]) -> Ite
         yield f"{name}: edit distance {distance:.2f} between the halves, at most {FARTHEST} is allowed"
     if "drawn" not in halves["harmful"]:
         return
-    found = [pictures.get(halves[label]["images"][0]["file"]) for label in LABELS]
+    found = [pictures.get(halves[label]["id"]) for label in LABELS]
     harmful, benign = found
     if harmful is None or benign is None:
         return
