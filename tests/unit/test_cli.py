@@ -125,6 +125,6 @@ def test_every_stage_is_a_subcommand() -> None:
     )
     stages += " judge-by-model agreement ability"
     methods = "edit instruct steer recalibrate tune"
-    rest = "tables figures report show repair tune-refusal train-vision"
+    rest = "tables figures report show repair tune-refusal train-vision pairs"
     for name in [*stages.split(), *methods.split(), *rest.split()]:
         assert name in text
