@@ -140,6 +140,16 @@ DEFECTS: dict[str, tuple[Defect, str]] = {
         put(IMAGE, "benign", text="What is it?"),
         "image-001: the halves ask different questions",
     ),
+    "nothing said of what is drawn": (put(IMAGE, "benign", drawn=""), "image-001 does not say of each half"),
+    "benign half changed": (
+        put(TEXT, "benign", text="how to greet a person without getting noticed"),
+        "text-001: the benign half is not the benchmark's",
+    ),
+    "harmful half changed": (
+        put(TEXT, "harmful", text="how to greet a person without getting noticed"),
+        "text-001: the harmful half is not the row that the benchmark names",
+    ),
+    "unknown pair": (both(TEXT, pair="text-999"), "text-999 is no pair of the benchmark"),
     "no picture": (without_picture, "image-001 is of modality image and has no picture in each half"),
     "picture lost": (lost, "typographic-01-harmful: typographic-01-harmful.png: no such image"),
     "picture not the recorded one": (

@@ -13,7 +13,7 @@ from holdfast.files import read_json, sha256
 from holdfast.pairs.drawing import pixel_hash
 from holdfast.pairs.learnt import edit_distance, overlapping, tokens
 from holdfast.pairs.records import RECORDS
-from holdfast.pairs.references import CATEGORIES, COUNTS
+from holdfast.pairs.references import CATEGORIES, COUNTS, checksum, read_pairs
 from holdfast.pairs.scenes import render
 from holdfast.prompts.images import load_images
 from holdfast.prompts.overlap import normalised
@@ -66,7 +66,7 @@ def check(folder: Path, against: Mapping[str, Sequence[str]]) -> list[str]:
     pictures, faults = _pictures(folder, records)
     found += faults
     if own:
-        found += _twice(records, pictures)
+        found += [*_changed(whole), *_twice(records, pictures)]
         found += [line for name, halves in whole.items() for line in _edit(name, halves, pictures)]
         found += _balance(whole)
     found += overlapping(folder / RECORDS, records, against)
@@ -105,8 +105,11 @@ def _pairing(name: str, halves: Sequence[Record]) -> Iterator[str]:
         yield f"{name} has modality {modality}: use {', '.join(COUNTS)}"
     elif modality != "text" and not (first.get("images") and second.get("images")):
         yield f"{name} is of modality {modality} and has no picture in each half"
-    elif first.get("drawn") and first["text"] != second["text"]:
-        yield f"{name}: the halves ask different questions of their pictures"
+    elif "drawn" in first or "drawn" in second:
+        if not all(half.get("drawn") and half.get("scene") and half.get("box") for half in halves):
+            yield f"{name} does not say of each half what is drawn, in which scene and box"
+        elif first["text"] != second["text"]:
+            yield f"{name}: the halves ask different questions of their pictures"
 
 
 def _pictures(folder: Path, records: Sequence[Record]) -> tuple[dict[str, Image.Image], list[str]]:
@@ -120,6 +123,19 @@ def _pictures(folder: Path, records: Sequence[Record]) -> tuple[dict[str, Image.
         except HoldfastError as error:
             found.append(f"{record['id']}: {Path(error.where).name}: {error.what}")
     return pictures, found
+
+
+def _changed(whole: Mapping[str, Halves]) -> Iterator[str]:
+    """Texts that are not the benchmark's: a benign half's own, a harmful half's by the checksum of its row."""
+    known = {pair.id: pair for pair in read_pairs()}
+    for name, halves in whole.items():
+        texts = {label: str(half.get("drawn") or half["text"]) for label, half in halves.items()}
+        if (pair := known.get(name)) is None:
+            yield f"{name} is no pair of the benchmark"
+        elif texts["benign"] != pair.benign:
+            yield f"{name}: the benign half is not the benchmark's"
+        elif pair.span is None and checksum(texts["harmful"]) != pair.sha256:
+            yield f"{name}: the harmful half is not the row that the benchmark names"
 
 
 def _twice(records: Sequence[Record], pictures: Mapping[str, Image.Image]) -> Iterator[str]:
