@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,13 +214,24 @@ def test_without_the_package_its_pairs_are_left_out(tmp_path: Path, monkeypatch:
     """And where no pair is left, nothing is written."""
 
     def absent(source: str, checksum: str | None) -> Path:
+        if source.startswith("file:"):
+            return Path(source.removeprefix("file:"))
         raise HoldfastError("the package is not installed", source, "pip install pyrit")
 
+    texts = [{"instruction": "Bake a cake"}]
+    (tmp_path / "mine.json").write_text(json.dumps(texts), encoding="utf-8")
+    pairs = [pair for pair in read_pairs(["text"]) if pair.set in ("advbench", "strongreject")]
+    mine = next(pair for pair in pairs if pair.set == "strongreject")
+    found = [replace(pair, sha256=checksum("Bake a cake")) if pair is mine else pair for pair in pairs]
+    monkeypatch.setattr("holdfast.pairs.build.read_pairs", lambda modalities: found)
     monkeypatch.setattr("holdfast.pairs.references.verified_path", absent)
-    told = r"no pair can be built; advbench: \d+ pairs left out, the package is not installed"
-    with pytest.raises(HoldfastError, match=told):
-        build(tmp_path / "pairs", recipe())
-    assert not (tmp_path / "pairs").exists()
+    given = {"strongreject": {"source": f"file:{tmp_path / 'mine.json'}"}}
+    told = build(tmp_path / "pairs", recipe(sources=given))
+    assert told[0].startswith("pairs built: text 1 of 226")
+    assert any(re.match(r"advbench: \d+ pairs left out, the package is not installed", line) for line in told)
+    with pytest.raises(HoldfastError, match="no pair can be built: none of its sources is here"):
+        build(tmp_path / "none", recipe())
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the public sets in ../shared/data")

@@ -42,9 +42,8 @@ def build(out: Path, recipe: Mapping[str, Any]) -> list[str]:
     absent = [pair for pair in wanted if pair.sha256 not in texts.get(pair.set, {})]
     built = _chosen([pair for pair in wanted if pair not in absent], recipe["limit"])
     if not built:
-        raise HoldfastError(
-            "no pair can be built", "--recipe, sources", "; ".join(_missing(absent, known, reasons))
-        )
+        remedy = f"install the package pyrit, or give them as --recipe '{HINT}'"
+        raise HoldfastError("no pair can be built: none of its sources is here", "--recipe, sources", remedy)
     with atomic_folder(out) as folder:
         (folder / "images").mkdir()
         records = [
