@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import torch
 from holdfast.checkpoints import load_model, load_tokenizer
-from holdfast.evaluation.generation import Transformers, end_tokens, generate_files
-from holdfast.evaluation.shown import Chat
+from holdfast.evaluation.generation import Transformers, generate_files
+from holdfast.evaluation.shown import Chat, end_tokens
 from holdfast.files import read_jsonl, write_json
 from holdfast.model_folders import link, read_config, settings
 from holdfast.prompts.sources import read_prompts

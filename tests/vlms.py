@@ -66,7 +66,7 @@ def _text(tokenizer: Any, **more: Any) -> dict[str, Any]:
     return {**TEXT, "vocab_size": len(tokenizer), "dtype": "float32", **ids, **more}
 
 
-def _llava() -> tuple[Any, Any]:
+def llava_config() -> tuple[Any, Any]:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     tokenizer = _tokenizer(VICUNA, ("<image>",))
@@ -150,7 +150,7 @@ def _gemma3() -> tuple[Any, Any]:
     config = transformers.Gemma3Config(
         text_config=transformers.Gemma3TextConfig(**text),
         vision_config=transformers.SiglipVisionConfig(
-            **TOWER, image_size=32, patch_size=8, initializer_range=0.1
+            **TOWER, image_size=32, patch_size=8, initializer_range=0.1, vision_use_head=False
         ),
         mm_tokens_per_image=4,
         boi_token_index=ids["boi_token"],
@@ -165,12 +165,50 @@ def _gemma3() -> tuple[Any, Any]:
 
 LLAVA = {"patch_size": 16, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
 FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
-    "llava": _llava,
+    "llava": llava_config,
     "llava-next": _llava_next,
     "qwen2.5-vl": _qwen2_5,
     "qwen3-vl": _qwen3,
     "gemma3": _gemma3,
 }
+
+
+def tiny_blip(folder: Path) -> Path:
+    """Save a random BlipForQuestionAnswering (float32) with its processor: questions in, short answers out."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+    inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer()
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+    inner.train_from_iterator(list(TEXTS) * 4, trainer)
+    ends = [(token, inner.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    inner.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, mask_token="[MASK]", **names)
+    ids = tokenizer.convert_tokens_to_ids
+    width = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.BlipConfig(
+        text_config={
+            **width,
+            "encoder_hidden_size": 64,
+            "vocab_size": len(tokenizer),
+            "initializer_range": 0.2,
+            "bos_token_id": ids("[DEC]"),
+            "eos_token_id": ids("[SEP]"),
+            "sep_token_id": ids("[SEP]"),
+            "pad_token_id": ids("[PAD]"),
+        },
+        vision_config={**width, **CLIP, "initializer_range": 0.2},
+        dtype="float32",
+    )
+    torch.manual_seed(0)
+    transformers.BlipForQuestionAnswering(config).float().save_pretrained(folder)
+    processor = transformers.BlipProcessor(BlipImageProcessorPil(size={"height": 32, "width": 32}), tokenizer)
+    processor.save_pretrained(folder)
+    return folder
 
 
 def tiny_vlm(family: str, folder: Path, seed: int = 0) -> Path:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from holdfast.checkpoints import load_model, load_tokenizer
-from holdfast.evaluation.generation import end_tokens, generate
-from holdfast.evaluation.shown import Chat
+from holdfast.evaluation.generation import generate
+from holdfast.evaluation.shown import Chat, end_tokens
 from holdfast.files import read_json, read_jsonl, write_json, write_jsonl
 from holdfast.model_folders import settings
 from holdfast.prompts.sources import read_prompts

@@ -17,7 +17,7 @@ from holdfast.architectures import decoder_layers, decoder_linears
 from holdfast.checkpoints import load_model, load_tokenizer, save_model
 from holdfast.compression import compress
 from holdfast.edited_checkpoints import edited_copy, read_weight
-from holdfast.evaluation.generation import end_tokens
+from holdfast.evaluation.shown import end_tokens
 from holdfast.files import read_jsonl, write_json
 from holdfast.model_folders import carry, read_config, settings
 from holdfast.prompts.sources import package_file

@@ -229,3 +229,34 @@ def test_a_template_that_processors_alone_have(llava: Path, asked: Path, tmp_pat
     generate(tmp_path / "model", tmp_path / "a", {"asked": asked}, RECIPE)
     generate(llava, tmp_path / "b", {"asked": asked}, RECIPE)
     assert (tmp_path / "a/asked.jsonl").read_bytes() == (tmp_path / "b/asked.jsonl").read_bytes()
+
+
+def test_a_prompt_set_drawn_from_pairs_has_their_images_beside_it(tmp_path: Path) -> None:
+    images = [picture(tmp_path / "pairs/images" / f"{i}.png", i) for i in range(2)]
+    (tmp_path / "pairs/pairs.jsonl").write_text(
+        "".join(
+            json.dumps({**half, "id": f"p0-{half['label']}", "pair": "p0", "category": "c", "source": "s"})
+            + "\n"
+            for half in (
+                {"label": "harmful", "modality": "image", "text": "What is in it?", "images": images[:1]},
+                {"label": "benign", "modality": "image", "text": "What is in it?", "images": images[1:]},
+                {"label": "harmful", "modality": "text", "text": "Say how."},
+            )
+        )
+    )
+    source = {"source": f"file:{tmp_path / 'pairs/pairs.jsonl'}", "where": {"modality": "image"}}
+    from holdfast.cli import app
+    from typer.testing import CliRunner
+
+    run = CliRunner().invoke(
+        app, ["prompts", str(tmp_path / "out/attack.jsonl"), "--recipe", json.dumps(source)]
+    )
+    assert run.exit_code == 0, run.output
+    found = answers(tmp_path / "out/attack.jsonl")
+    assert [(r["label"], r["pair"], r["modality"]) for r in found] == [
+        ("harmful", "p0", "image"),
+        ("benign", "p0", "image"),
+    ]
+    for record, image in zip(found, images, strict=True):
+        assert record["images"] == [{"file": f"images/{image['sha256']}.png", "sha256": image["sha256"]}]
+        assert [i.size for i in load_images(record, tmp_path / "out")] == [(48, 40)]

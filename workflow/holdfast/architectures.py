@@ -104,8 +104,11 @@ def layer_linears(layer: nn.Module, *, whole: bool = True) -> dict[str, nn.Linea
 
 
 def decoder_linears(model: nn.Module, *, whole: bool = True) -> dict[str, nn.Linear]:
-    """Every linear of every decoder block by its full name: what compression acts on. See :func:`layer_linears`."""
-    layers = decoder_layers(model)
+    """Every linear of every decoder block by its full name: what compression acts on. See :func:`layer_linears`.
+
+    Of an encoder-decoder (BLIP) those of both.
+    """
+    layers = [*decoder_layers(model), *_answering_layers(model)]
     names = {id(module): name for name, module in model.named_modules()}
     return {
         f"{names[id(layer)]}.{name}": linear
@@ -139,6 +142,11 @@ def part_linears(model: nn.Module, parts: Iterable[Part], *, whole: bool = True)
     return {name: linear for name, linear in _linears(model).items() if id(linear) in wanted}
 
 
+def vision_layers(model: nn.Module) -> list[nn.Module]:
+    """The blocks of the vision tower, in order; none in a language model. Errors as :func:`language_model`."""
+    return list(_tower(model) or [])
+
+
 def module_name(model: nn.Module, module: nn.Module) -> str:
     """The dotted name of ``module`` in ``model``, as in its state dict.
 
@@ -153,18 +161,10 @@ def module_name(model: nn.Module, module: nn.Module) -> str:
 
 def _beside_the_language_model(model: nn.Module) -> dict[str, dict[str, nn.Linear]]:
     """The linears of the vision tower and of the projector; both empty in a language model."""
-    language = language_model(model)
-    get: Any = getattr(model, "get_output_embeddings", lambda: None)
-    known = {id(module) for module in language.modules()} | {id(get())}
-    lists = [
-        blocks
-        for blocks in model.modules()
-        if isinstance(blocks, nn.ModuleList) and id(blocks) not in known and _linears(blocks)
-    ]
+    language, known, tower = language_model(model), _of_language(model), _tower(model)
     parts: dict[str, dict[str, nn.Linear]] = {"vision": {}, "projector": {}}
-    if not lists:
+    if tower is None:
         return parts
-    tower = max(lists, key=len)
     width = _first_linear(tower).in_features
     embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
     for path in _branches(model, tower):
@@ -182,6 +182,44 @@ def _beside_the_language_model(model: nn.Module) -> dict[str, dict[str, nn.Linea
         )
         parts["projector" if branch is not tower and (outside or merges) else "vision"].update(linears)
     return parts
+
+
+def _of_language(model: nn.Module) -> set[int]:
+    """The modules of the language model and its head, by identity."""
+    get: Any = getattr(model, "get_output_embeddings", lambda: None)
+    stacks = [language_model(model), *_answering(model)]
+    return {id(module) for stack in stacks for module in stack.modules()} | {id(get())}
+
+
+def _answering(model: nn.Module) -> list[nn.Module]:
+    """The decoders of an encoder-decoder: what stands beside the language model with words of its own to embed."""
+    language, embedding = language_model(model), model.get_input_embeddings()  # type: ignore[operator]
+    words = embedding.weight.shape[0]
+    return [
+        child
+        for child in model.children()
+        if not any(module is language for module in child.modules())
+        and any(isinstance(m, nn.Embedding) and m.num_embeddings == words for m in child.modules())
+    ]
+
+
+def _answering_layers(model: nn.Module) -> list[nn.Module]:
+    return [
+        block
+        for stack in _answering(model)
+        for block in max((list(blocks) for blocks in _block_lists(stack)), key=len, default=[])
+    ]
+
+
+def _tower(model: nn.Module) -> nn.ModuleList | None:
+    """The vision tower's blocks: the longest list outside the language model, None in a language model."""
+    known = _of_language(model)
+    lists = [
+        blocks
+        for blocks in model.modules()
+        if isinstance(blocks, nn.ModuleList) and id(blocks) not in known and _linears(blocks)
+    ]
+    return max(lists, key=len, default=None)
 
 
 def _branches(model: nn.Module, tower: nn.Module, path: str = "") -> list[str]:

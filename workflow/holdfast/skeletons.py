@@ -75,11 +75,21 @@ def model_config(folder: Path) -> Any:
 
 def auto_class(config: Any, folder: Path) -> Any:
     """transformers' auto class that builds the model; HoldfastError where none answers prompts."""
+    questions = transformers.AutoModelForVisualQuestionAnswering
+    named = questions._model_mapping.get(type(config), None)
+    if named is not None and named.__name__ in (config.architectures or []):
+        return questions
     for auto in (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText):
         if type(config) in auto._model_mapping or auto.__name__ in getattr(config, "auto_map", {}):
             return auto
     what = f"a {config.model_type} model does not answer prompts"
     raise HoldfastError(what, str(folder), "use a causal or image-text-to-text language model")
+
+
+def answers_questions(folder: Path) -> bool:
+    """Whether the model is an encoder-decoder that answers questions about images (BLIP), no chat model; errors as in
+    :func:`skeleton`."""
+    return auto_class(model_config(folder), folder) is transformers.AutoModelForVisualQuestionAnswering
 
 
 def takes_images(folder: Path) -> bool:

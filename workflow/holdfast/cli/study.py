@@ -47,6 +47,10 @@ def prompts(out: Out, recipe: Recipe) -> None:
     records = read_prompts(settings)
     given = [] if settings["source"].startswith("hub:") else [local_path(settings["source"])]
     apart(out, *given)
+    if any("images" in record for record in records):
+        from holdfast.prompts.images import carried
+
+        records = carried(records, given[0].parent, out.parent)
     write_jsonl(out, records)
     recorder.write(
         out.with_name(out.name + ".provenance.json"), given, prompts=len(records), sha256=sha256(out)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from holdfast.architectures import decoder_layers, decoder_linears, module_name
 from holdfast.checkpoints import SHARD_SIZE, load_model, refuse_not_finite
+from holdfast.compression.calibration import Sample, token_ids, with_images
 from holdfast.compression.llm_compressor import check_group_size
 from holdfast.errors import HoldfastError
 from holdfast.files import read_json, write_json
@@ -29,7 +30,7 @@ WORD = 32  # bits; the format packs whole words along either side of a matrix
 
 
 def quantize_and_save(
-    model_dir: Path, out: Path, recipe: Mapping[str, Any], sequences: Sequence[torch.Tensor]
+    model_dir: Path, out: Path, recipe: Mapping[str, Any], sequences: Sequence[Sample]
 ) -> None:
     """Quantize the decoder's linears of a dense checkpoint and write weights and configs into ``out``.
 
@@ -39,7 +40,7 @@ def quantize_and_save(
     Args:
         out: an existing folder; gets shards of at most 500 MB, their index, config.json, generation_config.json.
         recipe: ``bits`` (2, 3, 4, 8), ``group_size`` (inputs that share a scale, or "channel" for a row), ``parts``.
-        sequences: int64 [1, n] each, what the Hessians are measured on.
+        sequences: what the Hessians are measured on, text alone.
 
     Raises:
         HoldfastError: gptqmodel is not installed here; other parts than the language model; a matrix whose width
@@ -52,6 +53,9 @@ def quantize_and_save(
         raise HoldfastError("gptqmodel is not installed", where, remedy)
     if set(recipe.get("parts") or ["language"]) != {"language"}:
         raise HoldfastError("only the language model can be quantized", where, "leave parts out")
+    if with_images(sequences):
+        what = "optimum calibrates on text alone, and calibration records have images"
+        raise HoldfastError(what, where, "use format: compressed-tensors, or calibrate on text")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     model = load_model(model_dir)
     linears = decoder_linears(model)
@@ -69,7 +73,7 @@ def quantize_and_save(
     _write_config(out, quantizer)
 
 
-def _quantizer(model: PreTrainedModel, bits: int, group_size: int, sequences: Sequence[torch.Tensor]) -> Any:
+def _quantizer(model: PreTrainedModel, bits: int, group_size: int, sequences: Sequence[Sample]) -> Any:
     with quiet():
         from optimum.gptq import GPTQQuantizer
 
@@ -79,7 +83,8 @@ def _quantizer(model: PreTrainedModel, bits: int, group_size: int, sequences: Se
             group_size=group_size,
             # Token ids in place of texts are taken as they are.
             dataset=[
-                {"input_ids": s.tolist(), "attention_mask": torch.ones_like(s).tolist()} for s in sequences
+                {"input_ids": ids.tolist(), "attention_mask": torch.ones_like(ids).tolist()}
+                for ids in map(token_ids, sequences)
             ],
             damp_percent=DAMPENING,
             desc_act=False,

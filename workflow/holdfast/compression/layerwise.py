@@ -7,17 +7,28 @@ statistics of one layer, and what layers are called with, stored once however ma
 it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import PreTrainedModel
+from transformers import BatchEncoding, PreTrainedModel
 
-from holdfast.architectures import decoder_layers, language_model, layer_linears, module_name
+from holdfast.architectures import (
+    Part,
+    decoder_layers,
+    language_model,
+    layer_linears,
+    module_name,
+    part_linears,
+    vision_layers,
+)
+from holdfast.compression.calibration import Sample
 from holdfast.errors import HoldfastError
+from holdfast.prompts.processors import mismatch_told
+from holdfast.prompts.templates import forward_inputs
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -35,25 +46,63 @@ S = TypeVar("S", bound=Statistic)
 @torch.no_grad()
 def compress_layers(
     model: PreTrainedModel,
-    sequences: list[torch.Tensor],
+    sequences: list[Sample],
     statistic: Callable[[int, torch.device], S],
     compress: Callable[[str, nn.Linear, S], None],
     label: str,
+    parts: Sequence[Part] = ("language",),
 ) -> None:
-    """Compress every decoder linear of a model in place, in the order of the forward pass.
+    """Compress every linear of a model's parts in place, in the order of the forward pass.
+
+    The vision tower goes block by block as the language model does. What stands outside of its blocks, the projector
+    above all, goes one linear after the other after them, each with a pass from the image; of these one that no
+    image reaches (a pooling head that the language model does not read) stays as it is.
 
     Args:
-        sequences: int64 [1, n] each; one at a time, so that no padding enters a statistic.
+        sequences: one at a time, so that no padding enters a statistic; other parts than the language model need
+            some with images.
         statistic: makes a new, empty one from an input width and the device the inputs are on. Linears fed
             with the same tensor (queries, keys and values; gate and up projections) share one.
         compress: compresses the linear of that full name, given the statistic of its inputs.
         label: of the progress bar.
 
     Raises:
-        HoldfastError: an unsupported architecture, or no calibration token reaches one of the linears.
+        HoldfastError: an unsupported architecture, no calibration token reaches one of the linears, no sequence has
+            images, or a processor that does not fit the model.
     """
-    layers = decoder_layers(model)
-    hidden, calls = _first_inputs(model, layers, sequences)
+    seen = [sample for sample in sequences if not isinstance(sample, torch.Tensor)]
+    beside = sorted(set(parts) - {"language"})
+    if beside and not seen:
+        what = f"no calibration record has an image, and {label} measures what reaches the {' and '.join(beside)}"
+        raise HoldfastError(what, "compression recipe, parts", "calibrate on images, or use magnitude or rtn")
+    if "vision" in parts:
+        _compress_blocks(model, vision_layers(model), seen, statistic, compress, f"{label}, vision")
+    if beside:
+        blocks = {id(module) for layer in vision_layers(model) for module in layer.modules()}
+        rest = {
+            name: linear
+            for name, linear in part_linears(model, [part for part in parts if part != "language"]).items()
+            if id(linear) not in blocks
+        }
+        for name, linear in tqdm(rest.items(), desc=f"{label}, {beside[0]}", unit="matrix"):
+            with _statistics({name: linear}, statistic) as found:
+                for sample in seen:
+                    _run(model, sample, before=decoder_layers(model)[0])
+            if name in found:
+                compress(name, linear, found.pop(name))
+    if "language" in parts:
+        _compress_blocks(model, decoder_layers(model), sequences, statistic, compress, label)
+
+
+def _compress_blocks(
+    model: PreTrainedModel,
+    layers: list[nn.Module],
+    sequences: Sequence[Sample],
+    statistic: Callable[[int, torch.device], S],
+    compress: Callable[[str, nn.Linear, S], None],
+    label: str,
+) -> None:
+    hidden, calls, between = _first_inputs(model, layers, sequences)
     for number, layer in enumerate(tqdm(layers, desc=label, unit="layer")):
         layer_calls, calls[number] = calls[number], []
         linears = layer_linears(layer)
@@ -73,6 +122,8 @@ def compress_layers(
         if number + 1 < len(layers):
             for i, (args, kwargs) in enumerate(layer_calls):
                 hidden[i] = _hidden(layer(hidden[i], *args, **kwargs))
+                if (added := between.pop((number + 1, i), None)) is not None:
+                    hidden[i] = hidden[i] + added.to(hidden[i].device)
 
 
 @contextmanager
@@ -134,15 +185,18 @@ def _statistics(
 
 
 def _first_inputs(
-    model: PreTrainedModel, layers: list[nn.Module], sequences: list[torch.Tensor]
-) -> tuple[list[torch.Tensor], list[list[Call]]]:
+    model: PreTrainedModel, layers: list[nn.Module], sequences: Sequence[Sample]
+) -> tuple[list[torch.Tensor], list[list[Call]], dict[tuple[int, int], torch.Tensor]]:
     """The first layer's input of every sequence, and what else every layer is called with (masks, rotary
-    embeddings, which differ by layer in models with sliding windows): ``calls[layer][sequence]``.
+    embeddings, which differ by layer in models with sliding windows): ``calls[layer][sequence]``. And what the model
+    itself adds to a layer's input, by layer and sequence, where it does (image features in several layers).
 
     No layer runs for it, except the first one on the first sequence to see whether layers return tensors or
-    tuples: what they are called with does not depend on the residual stream.
+    tuples: what they are called with does not depend on the residual stream. They return zeros, so that what the
+    next one is given is what was added.
     """
     hidden: list[torch.Tensor] = []
+    between: dict[tuple[int, int], torch.Tensor] = {}
     calls: list[list[Call]] = [[] for _ in layers]
     once = _Once()
     tuples: list[bool] = []
@@ -156,27 +210,58 @@ def _first_inputs(
                 tuples.append(isinstance(run(*args, **kwargs), tuple))
             if number == 0:
                 hidden.append(args[0])
+            elif args[0].any():
+                between[number, len(calls[number])] = args[0]
             calls[number].append((once(args[1:]), {key: once(value) for key, value in kwargs.items()}))
-            return (args[0],) if tuples[0] else args[0]
+            nothing = torch.zeros_like(args[0])
+            return (nothing,) if tuples[0] else nothing
 
         return record
 
-    embedding: Any = model.get_input_embeddings()
-    device = embedding.weight.device
-    body = language_model(model)
     try:
         for number, layer in enumerate(layers):
             layer.__dict__["forward"] = recorder(number)
-        for ids in sequences:
-            # Offloaded weights are "meta"; the embedding's own hook then moves the ids.
-            body(input_ids=ids if device.type == "meta" else ids.to(device), use_cache=False)
+        for sample in sequences:
+            _run(
+                model,
+                sample,
+                before=None if layers[0] is decoder_layers(model)[0] else decoder_layers(model)[0],
+            )
             once.forget()
     finally:
         for layer, forward in zip(layers, own, strict=True):
             layer.__dict__.pop("forward")
             if forward is not None:
                 layer.__dict__["forward"] = forward
-    return hidden, calls
+    return hidden, calls, between
+
+
+class _Reached(Exception):  # noqa: N818 - no error
+    """A pass came to the module that it was to stop before."""
+
+
+def _run(model: PreTrainedModel, sample: Sample, before: nn.Module | None = None) -> None:
+    """A forward pass over a sequence, without the head; up to the module ``before`` where one is given."""
+    embedding: Any = model.get_input_embeddings()
+    device = embedding.weight.device
+
+    def stop(*_given: Any) -> None:
+        raise _Reached
+
+    handle = None if before is None else before.register_forward_pre_hook(stop)
+    try:
+        if isinstance(sample, torch.Tensor):
+            # Offloaded weights are "meta"; the embedding's own hook then moves the ids.
+            ids = sample if device.type == "meta" else sample.to(device)
+            language_model(model)(input_ids=ids, use_cache=False)
+        else:
+            with mismatch_told(model):
+                model.base_model(**forward_inputs(model, BatchEncoding(sample)), use_cache=False)
+    except _Reached:
+        pass
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 class _Once:

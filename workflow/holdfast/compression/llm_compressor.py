@@ -28,38 +28,40 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from holdfast.architectures import language_model, module_name, part_linears
 from holdfast.checkpoints import SHARD_SIZE, refuse_not_finite
+from holdfast.compression.calibration import Sample, token_ids, with_images
+from holdfast.compression.image_calibration import calibration_inputs
 from holdfast.config.compressions import calibrated
 from holdfast.errors import HoldfastError
 from holdfast.files import read_json, write_json
 from holdfast.silence import quiet
 
 SMOOTHING_STRENGTH = 0.5
+# Calibrated methods that need no table of which norm feeds which linears: the library has none for vision towers.
+REACHING_VISION = ("gptq", "fp8")
 
 
-def quantize(model: PreTrainedModel, recipe: Mapping[str, Any], sequences: Sequence[torch.Tensor]) -> None:
+def quantize(model: PreTrainedModel, recipe: Mapping[str, Any], sequences: Sequence[Sample]) -> None:
     """Quantize linears in place; the weights stay dense until :func:`save` packs them.
 
     Args:
         recipe: ``quantize`` (rtn, gptq, awq, smoothquant, fp8), ``bits`` (2 to 8) and ``group_size`` (inputs that
             share a scale, or "channel") where the method has them, ``activations`` of fp8, ``parts``.
-        sequences: int64 [1, n] each; unused by rtn and by fp8 with dynamic activations.
+        sequences: unused by rtn and by fp8 with dynamic activations.
 
     Raises:
-        HoldfastError: a group size that does not divide a module's width, a calibrated method on other parts
-            than the language model, a model whose blocks the method's mappings do not fit, a Hessian that cannot
-            be inverted, llm-compressor not installed.
+        HoldfastError: a group size that does not divide a module's width, a calibrated method on parts that its
+            sequences or its mappings do not reach, a model whose blocks the method's mappings do not
+            fit, a Hessian that cannot be inverted, llm-compressor not installed.
     """
     method, parts = recipe["quantize"], recipe.get("parts") or ["language"]
     if calibrated(recipe) and set(parts) != {"language"}:
-        what = f"{method} is calibrated on text, which does not reach the {_other_parts(parts)}"
-        raise HoldfastError(what, "compression recipe, parts", "use [language], or rtn or dynamic fp8")
+        _check_reach(method, parts, sequences)
     linears = part_linears(model, parts)
     if isinstance(recipe.get("group_size"), int):
         check_group_size(linears, recipe["group_size"])
@@ -73,8 +75,7 @@ def quantize(model: PreTrainedModel, recipe: Mapping[str, Any], sequences: Seque
         raise HoldfastError("llm-compressor is not installed", f"quantize: {method}", remedy) from error
     options: dict[str, Any] = {}
     if calibrated(recipe):
-        records = [{"input_ids": s, "attention_mask": torch.ones_like(s)} for s in sequences]
-        options["dataset"] = DataLoader(records, batch_size=None)  # type: ignore[arg-type]
+        options["dataset"] = DataLoader(calibration_inputs(model, sequences, parts), batch_size=None)  # type: ignore[arg-type]
         # Of no use for tokens; left to itself the library loads the model's own, which a text-only installation
         # cannot do for a vision-language model.
         options["processor"] = object()
@@ -139,7 +140,7 @@ def _modifiers(
     model: PreTrainedModel,
     recipe: Mapping[str, Any],
     linears: dict[str, nn.Linear],
-    sequences: Sequence[torch.Tensor],
+    sequences: Sequence[Sample],
 ) -> list[Any]:
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme, preset_name_to_scheme
     from llmcompressor.modifiers.quantization import QuantizationModifier
@@ -194,7 +195,7 @@ def _modifiers(
                 for balanced, smooth in smoothquant_mappings(model)
             ],
         )
-    smoothing._probe = sequences[0]
+    smoothing._probe = token_ids(sequences[0])
     return [smoothing, QuantizationModifier(**settings)]
 
 
@@ -208,5 +209,12 @@ def _within(pattern: str, prefix: str) -> str:
     return f"re:(?={re.escape(prefix)}\\.){pattern.removeprefix('re:')}"
 
 
-def _other_parts(parts: list[str]) -> str:
-    return " and ".join(sorted(set(parts) - {"language"})) or "language model alone"
+def _check_reach(method: str, parts: Sequence[str], sequences: Sequence[Sample]) -> None:
+    beside = " and ".join(sorted(set(parts) - {"language"}))
+    where = "compression recipe, parts"
+    if method not in REACHING_VISION:
+        what = f"llm-compressor knows no {method} mappings for the {beside}"
+        raise HoldfastError(what, where, "use [language], or gptq, rtn or fp8")
+    if with_images(sequences) < len(sequences):
+        what = f"{method} on the {beside} is calibrated on images, and not every calibration record has one"
+        raise HoldfastError(what, where, "calibrate on records with images, or use [language]")

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from holdfast.architectures import part_linears
 from holdfast.compression import sparsegpt
+from holdfast.compression.calibration import Sample
 from holdfast.compression.layerwise import compress_layers, writable_weight
 from holdfast.compression.masks import Rule, magnitude_mask, wanda_mask
 from holdfast.errors import HoldfastError
@@ -41,18 +42,17 @@ class InputNorms:
 
 
 @torch.no_grad()
-def prune(model: PreTrainedModel, recipe: Mapping[str, Any], sequences: list[torch.Tensor]) -> None:
+def prune(model: PreTrainedModel, recipe: Mapping[str, Any], sequences: list[Sample]) -> None:
     """Prune the linears of the recipe's parts in place.
 
     Args:
         recipe: ``{prune: magnitude|wanda|sparsegpt}`` with ``sparsity`` or ``pattern``, ``compare`` and
             ``parts``; see ``masks.Rule`` and ``architectures.part_linears``.
-        sequences: calibration tokens, int64 [1, n] each; unused by magnitude.
+        sequences: calibration tokens and images; unused by magnitude.
 
     Raises:
         HoldfastError: a part the model has not, an input width that the pattern does not fit (before any
-            weight changes), calibration of parts other than the language model, or an error of
-            ``layerwise.compress_layers`` or ``sparsegpt.prune``.
+            weight changes), or an error of ``layerwise.compress_layers`` or ``sparsegpt.prune``.
     """
     method, rule, parts = recipe["prune"], Rule.of(recipe), recipe.get("parts") or ["language"]
     linears = part_linears(model, parts)
@@ -61,13 +61,10 @@ def prune(model: PreTrainedModel, recipe: Mapping[str, Any], sequences: list[tor
         for linear in tqdm(linears.values(), desc=method, unit="matrix"):
             with writable_weight(linear) as weight:
                 weight.masked_fill_(magnitude_mask(weight, rule), 0)
-    elif others := sorted(set(parts) - {"language"}):
-        what = f"{method} cannot prune {' and '.join(others)}: there is no calibration with images"
-        raise HoldfastError(what, "compression recipe, parts", "use magnitude, or the language part only")
     elif method == "wanda":
-        compress_layers(model, sequences, InputNorms, partial(_wanda, rule), method)
+        compress_layers(model, sequences, InputNorms, partial(_wanda, rule), method, parts)
     else:
-        compress_layers(model, sequences, sparsegpt.Hessian, partial(_sparsegpt, rule), method)
+        compress_layers(model, sequences, sparsegpt.Hessian, partial(_sparsegpt, rule), method, parts)
 
 
 def _wanda(rule: Rule, name: str, linear: nn.Linear, inputs: InputNorms) -> None:

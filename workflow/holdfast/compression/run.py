@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from holdfast.checkpoints import load_model, load_tokenizer, save_model
 from holdfast.compression import calibration as calibration_texts
+from holdfast.compression.calibration import Sample
 from holdfast.config.by_hand import validated
 from holdfast.config.compressions import calibrated
 from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, sha256
-from holdfast.model_folders import carry, read_config, refuse_steered, weight_files
+from holdfast.model_folders import carry, read_config, refuse_steered, settings, weight_files
 from holdfast.provenance import Recorder
+from holdfast.skeletons import answers_questions
 from holdfast.weight_statistics import weight_statistics
 
 
@@ -40,13 +40,18 @@ def compress(
         full = {key: value for key, value in full.items() if key not in ("samples", "tokens", "seed")}
     recorder = Recorder("compress", full)
     refuse_compressed(model_dir)
-    sequences: list[torch.Tensor] = []
+    sequences: list[Sample] = []
     if calibrated(full):
+        if answers_questions(model_dir):
+            method = full.get("prune") or full["quantize"]
+            what = f"{method} goes through one language model, and an encoder-decoder has two"
+            raise HoldfastError(what, str(model_dir), "use magnitude, rtn, dynamic fp8, llm-int8 or nf4")
         if calibration is None:
             remedy = "give --calibration, a JSONL file whose records have a text"
             raise HoldfastError("the method is calibrated", "compress", remedy)
         drawn = {key: full[key] for key in ("samples", "tokens", "seed")}
-        sequences = calibration_texts.sequences(calibration, load_tokenizer(model_dir), **drawn)
+        tokenizer, chosen = load_tokenizer(model_dir), settings(model_dir)
+        sequences = calibration_texts.sequences(calibration, tokenizer, chosen, **drawn)
     about = (
         {"calibration": size(sequences) | {"sha256": sha256(calibration)}}
         if calibration and sequences
@@ -64,16 +69,18 @@ def refuse_compressed(model_dir: Path) -> None:
     weight_files(model_dir)
 
 
-def size(sequences: Sequence[torch.Tensor]) -> dict[str, Any]:
-    """How many sequences and tokens."""
-    return {"sequences": len(sequences), "tokens": sum(s.shape[1] for s in sequences)}
+def size(sequences: Sequence[Sample]) -> dict[str, Any]:
+    """How many sequences and tokens; where some have images, how many."""
+    tokens = sum(calibration_texts.token_ids(s).shape[1] for s in sequences)
+    seen = calibration_texts.with_images(sequences)
+    return {"sequences": len(sequences), "tokens": tokens, **({"with_images": seen} if seen else {})}
 
 
 def write_checkpoint(
     model_dir: Path,
     out_dir: Path,
     full: Mapping[str, Any],
-    sequences: list[torch.Tensor],
+    sequences: list[Sample],
     recorder: Recorder,
     inputs: Sequence[Path],
     about: dict[str, Any],
@@ -82,7 +89,7 @@ def write_checkpoint(
 
     Args:
         full: a compression's recipe with its defaults.
-        sequences: what a calibrated method sees, int64 [1, n] each.
+        sequences: what a calibrated method sees.
         inputs, about: of the record.
     """
     with atomic_folder(out_dir) as folder:
@@ -99,9 +106,7 @@ def write_checkpoint(
         recorder.write(folder / "provenance.json", inputs, **about, **statistics)
 
 
-def write_compressed(
-    model_dir: Path, out: Path, recipe: Mapping[str, Any], sequences: list[torch.Tensor]
-) -> None:
+def write_compressed(model_dir: Path, out: Path, recipe: Mapping[str, Any], sequences: list[Sample]) -> None:
     """Compress and save by the recipe's own backend; imports only that one."""
     method = recipe.get("prune") or recipe["quantize"]
     if recipe.get("format") == "auto-gptq":

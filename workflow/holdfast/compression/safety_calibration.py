@@ -69,10 +69,11 @@ def recalibrate(
     found, counts = training_answers(
         answers, LABELS[recipe["recalibrate"]], recipe["judge"], EvaluatedText(evaluated)
     )
-    tokenizer = load_tokenizer(dense)
+    tokenizer, chosen_settings = load_tokenizer(dense), settings(dense)
     draw = {"tokens": full["tokens"], "seed": full["seed"]}
-    texts = calibration_texts.sequences(calibration, tokenizer, samples=full["samples"] - replaced, **draw)
-    ids = [ids for ids, _ in conversations(tokenizer, found, settings(dense))]
+    left = full["samples"] - replaced
+    texts = calibration_texts.sequences(calibration, tokenizer, chosen_settings, samples=left, **draw)
+    ids = [ids for ids, _ in conversations(tokenizer, found, chosen_settings)]
     chats = chosen(ids, tokens=full["tokens"], budget=replaced * full["tokens"], seed=full["seed"])
     about = {
         "calibration": size([*texts, *chats])

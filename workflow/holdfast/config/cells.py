@@ -187,13 +187,13 @@ def needless_draws(compressions: dict[str, Any], calibration: Any) -> Iterator[F
             if key in section and not calibrated(section):
                 yield ("compressions", name, key), "the method is not calibrated", "remove this key"
         parts = section.get("parts")
-        if isinstance(parts, list) and parts != ["language"] and calibrated(section):
-            what = "the method is calibrated on text, which only the language model reads"
-            yield (
-                ("compressions", name, "parts"),
-                what,
-                "remove this key, or use a method without calibration",
-            )
+        for_language = (
+            section.get("quantize") in ("awq", "smoothquant") or section.get("format") == "auto-gptq"
+        )
+        if isinstance(parts, list) and parts != ["language"] and for_language:
+            what = "the method knows the language model alone"
+            remedy = "remove this key, or use gptq (compressed-tensors), rtn, fp8 or pruning"
+            yield ("compressions", name, "parts"), what, remedy
         asked = section.get("samples")
         if isinstance(asked, int) and isinstance(drawn, int) and asked > drawn:
             what = f"{asked} sequences, and the study's calibration draws {drawn}"

@@ -12,17 +12,17 @@ from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from holdfast.batching import fitting_batch_size, halving
 from holdfast.errors import HoldfastError
 from holdfast.evaluation.sampling import Sampling
-from holdfast.evaluation.shown import Chat
+from holdfast.evaluation.shown import Chat, Question
 from holdfast.files import write_jsonl
 from holdfast.prompts.images import Instruction, Picture, Pictured, check_pictures, pictures_of
 from holdfast.prompts.processors import mismatch_told
 from holdfast.prompts.sources import read_records, suffix_text, verified_path
-from holdfast.prompts.templates import answer_opening, by_length, on_device, require_system_prompt
+from holdfast.prompts.templates import answer_opening, on_device, require_system_prompt
 from holdfast.provenance import Recorder, input_checksum
 
 
@@ -91,7 +91,7 @@ class Transformers:
             if self.batch_size == "auto"
             else int(self.batch_size)
         )
-        return by_length(lengths, size)
+        return self.form.batched(lengths, size)
 
     def answers(
         self, sets: Sequence[Sequence[Asked]], done: Sequence[Collection[int]], max_new_tokens: int
@@ -119,16 +119,10 @@ class Transformers:
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 logits_processor=self.sampling.processors(seeds) if self.sampling and seeds else None,
-                pad_token_id=self.form.tokenizer.pad_token_id,
+                **self.form.padding(),
             )
-        ends = end_tokens(self.model.generation_config, self.form.tokenizer)
-        rows = output[:, batch["input_ids"].shape[1] :].tolist()
-        return [cut(row, ends, self.form) for row in rows]
-
-
-def end_tokens(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    named = config.eos_token_id
-    return {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
+        ends = self.form.ends(self.model.generation_config)
+        return [cut(row, ends, self.form) for row in self.form.written(output, batch["input_ids"].shape[1])]
 
 
 def cut(row: Sequence[int], ends: Collection[int], form: Chat) -> Completion:
@@ -278,6 +272,7 @@ def generate(model_dir: Path, out: Path, prompts: Mapping[str, Path], recipe: Ma
     """
     from holdfast.checkpoints import load_tokenizer, require_processor
     from holdfast.model_folders import settings
+    from holdfast.skeletons import answers_questions
 
     recorder = Recorder("generate", dict(recipe))
     drawn = {k: recipe[k] for k in ("temperature", "top_p", "samples", "seed") if k in recipe}
@@ -293,13 +288,17 @@ def generate(model_dir: Path, out: Path, prompts: Mapping[str, Path], recipe: Ma
         check_pictures(pictures)
     answering = started(recipe, model_dir)
     tokenizer, chosen = load_tokenizer(model_dir), settings(model_dir)
+    questions = answers_questions(model_dir)
+    if questions and (unfit := sorted({"system_prompt", "prefix", "suffix"} & recipe.keys())):
+        what = f"an encoder-decoder that answers questions takes no {unfit[0]}"
+        raise HoldfastError(what, str(model_dir), "leave this setting out for this model (its `model:`)")
     if "system_prompt" in recipe:
         chosen |= {"system_prompt": recipe["system_prompt"]}
         remedy = "leave this setting out for this model (its `model:`)"
         require_system_prompt(tokenizer, chosen, model_dir, remedy)
     prefix = recipe.get("prefix", "")
     opening = answer_opening(tokenizer, chosen) + prefix if prefix else ""
-    backend = answering(Chat(tokenizer, chosen, opening), sampling)
+    backend = answering((Question if questions else Chat)(tokenizer, chosen, opening), sampling)
     dependencies = json.dumps([dict(recipe), chosen, input_checksum(model_dir)], sort_keys=True)
     asked = hashlib.sha256(dependencies.encode()).hexdigest()[:12]
     files = {out / f"{name}.jsonl": records for name, records in sets.items()}

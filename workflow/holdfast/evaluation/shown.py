@@ -1,15 +1,18 @@
 """How a model is shown a prompt: text, then token ids, the same whichever backend answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import BatchEncoding, GenerationConfig, PreTrainedTokenizerBase
 
+from holdfast.errors import HoldfastError
 from holdfast.evaluation.thoughts import apart, decoded
 from holdfast.prompts.images import Instruction, text_of
-from holdfast.prompts.templates import Thought, encode, thought_delimiters, token_counts
+from holdfast.prompts.processors import Input, collated, no_processor
+from holdfast.prompts.templates import Thought, by_length, encode, thought_delimiters, token_counts
 
 
 class Chat:
@@ -46,6 +49,68 @@ class Chat:
             return None, str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
         return apart(decoded(tokens, self.tokenizer, self.thought), self.thought)
 
+    def batched(self, lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+        """Indices of prompts of these lengths in batches of at most ``size``."""
+        return by_length(lengths, size)
+
+    def padding(self) -> dict[str, Any]:
+        """What ``generate`` is told of padding."""
+        return {"pad_token_id": self.tokenizer.pad_token_id}
+
+    def ends(self, config: GenerationConfig) -> set[int]:
+        """The tokens that an answer ends with."""
+        return end_tokens(config, self.tokenizer)
+
+    def written(self, output: Tensor, prompt: int) -> list[list[int]]:
+        """Generated token ids of each row of what ``generate`` returns for prompts of ``prompt`` tokens."""
+        return output[:, prompt:].tolist()
+
+
+class Question(Chat):
+    """A question about one image, as encoder-decoders take it (BLIP): no chat, its tokenizer's own special tokens.
+
+    Only questions of one length share a batch: the answer's decoder attends to padding (transformers' BLIP).
+    """
+
+    @cached_property
+    def thought(self) -> None:
+        """None: what is asked so says its answer at once."""
+
+    def _shown(self, texts: Sequence[Instruction]) -> list[Input]:
+        processor: Any = getattr(self.tokenizer, "processor", None)
+        if processor is None:
+            raise no_processor(self.tokenizer.name_or_path)
+        found = []
+        for text in texts:
+            if isinstance(text, str) or len(text.pictures) != 1:
+                what = f"a question without one image: {text_of(text)[:60]}"
+                remedy = "give each record one image"
+                raise HoldfastError(what, self.tokenizer.name_or_path, remedy)
+            image = text.pictures[0].load()
+            made = dict(processor(images=image, text=text.text, return_tensors="pt"))
+            found.append(Input(made["input_ids"][0].tolist(), {}, {"pixel_values": made["pixel_values"]}))
+        return found
+
+    def lengths(self, texts: Sequence[Instruction]) -> list[int]:
+        return [len(one.ids) for one in self._shown(texts)]
+
+    def encoded(self, texts: Sequence[Instruction]) -> BatchEncoding:
+        return collated(self._shown(texts), int(self.tokenizer.pad_token_id))
+
+    def batched(self, lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+        for length in sorted(set(lengths), reverse=True):
+            rows = [i for i, other in enumerate(lengths) if other == length]
+            yield from (rows[start : start + size] for start in range(0, len(rows), size))
+
+    def padding(self) -> dict[str, Any]:
+        return {}  # transformers' BLIP says it itself
+
+    def ends(self, config: GenerationConfig) -> set[int]:
+        return {self.tokenizer.sep_token_id} - {None}
+
+    def written(self, output: Tensor, prompt: int) -> list[list[int]]:
+        return output[:, 1:].tolist()  # the decoder begins with a token of its own
+
 
 class Whole(Chat):
     """Prompts that are written out as the model reads them, but for the tokens that its tokenizer begins with."""
@@ -60,3 +125,8 @@ class Whole(Chat):
     def encoded(self, texts: Sequence[Instruction]) -> BatchEncoding:
         written = [text_of(text) for text in texts]
         return self.tokenizer(written, padding=True, padding_side="left", return_tensors="pt")
+
+
+def end_tokens(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    named = config.eos_token_id
+    return {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}

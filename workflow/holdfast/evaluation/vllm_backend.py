@@ -16,9 +16,9 @@ import torch
 from transformers import GenerationConfig
 
 from holdfast.errors import HoldfastError, first_line
-from holdfast.evaluation.generation import Answered, Asked, Completion, cut, end_tokens
+from holdfast.evaluation.generation import Answered, Asked, Completion, cut
 from holdfast.evaluation.sampling import Sampling
-from holdfast.evaluation.shown import Chat
+from holdfast.evaluation.shown import Chat, end_tokens
 from holdfast.model_folders import STEERING, config_dtype, read_config, settings, weight_files
 from holdfast.skeletons import model_config
 

@@ -115,11 +115,15 @@ def instructions(records: Sequence[Mapping[str, Any]], folder: Path, model_dir: 
     """The same of records that were read already, from a file in ``folder``.
 
     Raises:
-        HoldfastError: there are images and the checkpoint cannot be shown any; as :func:`pictures_of` and
-            :meth:`Picture.load`.
+        HoldfastError: there are images and the checkpoint cannot be shown any, or is no chat model; as
+            :func:`pictures_of` and :meth:`Picture.load`.
     """
     from holdfast.checkpoints import require_processor
+    from holdfast.skeletons import answers_questions
 
+    if answers_questions(model_dir):
+        what = "an encoder-decoder that answers questions has no chat, and no refusal to look for"
+        raise HoldfastError(what, str(model_dir), "generate answers with it, or use a chat model")
     found = [instruction(record, folder) for record in records]
     if any(isinstance(one, Pictured) for one in found):
         require_processor(model_dir)

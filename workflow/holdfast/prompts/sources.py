@@ -14,6 +14,7 @@ import yaml
 from holdfast.errors import HoldfastError, first_line
 from holdfast.files import read_jsonl, sha256
 
+MODALITIES = ("text", "image", "typographic")
 TEXT_COLUMNS = ("text", "prompt", "instruction", "goal", "value")
 
 
@@ -126,7 +127,8 @@ def text_column(rows: Sequence[Mapping[str, Any]], column: str | None, source: s
 
 
 def read_prompts(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The prompt set a recipe names, as records {id, text, label, category, source}.
+    """The prompt set a recipe names, as records {id, text, label, category, source}; of a file of pairs (its rows have
+    a ``modality``) with {pair, modality, images} too, and its own labels where the recipe has none.
 
     Recipe keys: ``source`` and, optionally, ``sha256``, ``column``, ``split``, ``config``, ``rows``
     ("start:stop"), ``where`` ({column: value}), ``limit``, ``label``, ``samples`` with ``seed`` (a draw
@@ -155,12 +157,20 @@ def read_prompts(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "id": str(row.get("id") or f"{source.rsplit('/', 1)[-1]}#{i}"),
             "text": str(row[column]).strip(),
-            "label": recipe.get("label", ""),
+            "label": recipe.get("label", "")
+            or (row.get("label", "") if row.get("modality") in MODALITIES else ""),
             "category": category_of(row),
             "source": source,
+            **of_pair(row),
         }
         for i, row in numbered
     ]
+
+
+def of_pair(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row of a file of pairs says besides; nothing of any other row."""
+    paired = row.get("modality") in MODALITIES
+    return {key: row[key] for key in ("pair", "modality", "images") if paired and row.get(key)}
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,263 @@
+"""Compression of vision-language models calibrated on images: each method beside brute force, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from holdfast.architectures import decoder_layers, layer_linears, module_name, part_linears, vision_layers
+from holdfast.checkpoints import load_model, load_tokenizer
+from holdfast.compression import compress, llm_compressor
+from holdfast.compression.calibration import Sample, sequences, token_ids, with_images
+from holdfast.compression.masks import Rule, wanda_mask
+from holdfast.compression.pruning import prune
+from holdfast.errors import HoldfastError
+from holdfast.evaluation.generation import Transformers
+from holdfast.evaluation.shown import Chat
+from holdfast.prompts.images import read_instructions
+from holdfast.prompts.templates import forward_inputs
+from quantized import RECIPES
+from tiny import tiny_llama
+from transformers import BatchEncoding
+from vlms import FAMILIES, records, tiny_vlm
+
+DRAW = {"samples": 6, "tokens": 40, "seed": 0}
+WANDA = {"prune": "wanda", "sparsity": 0.5}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def vlm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_vlm(request.param, tmp_path_factory.mktemp(request.param) / "model")
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_vlm("llava", tmp_path_factory.mktemp("llava") / "model")
+
+
+def drawn(model: Path, folder: Path, **options: Any) -> list[Sample]:
+    return sequences(records(folder, "calibration", 6, **options), load_tokenizer(model), {}, **DRAW)
+
+
+@torch.no_grad()
+def input_norms(model: Any, linears: dict[str, Any], samples: list[Sample]) -> dict[str, torch.Tensor]:
+    """Norms of the linears' inputs in whole forward passes."""
+    sums = {name: torch.zeros(linear.in_features, dtype=torch.float64) for name, linear in linears.items()}
+
+    def adding(name: str) -> Any:
+        def hook(_module: Any, args: tuple[torch.Tensor, ...]) -> None:
+            sums[name] += args[0].reshape(-1, args[0].shape[-1]).double().square().sum(0)
+
+        return hook
+
+    handles = [linear.register_forward_pre_hook(adding(name)) for name, linear in linears.items()]
+    for sample in samples:
+        if isinstance(sample, torch.Tensor):
+            model(input_ids=sample)
+        else:
+            model(**forward_inputs(model, BatchEncoding(sample)))
+    for handle in handles:
+        handle.remove()
+    return {name: total.sqrt() for name, total in sums.items()}
+
+
+def brute_force_wanda(model: Any, samples: list[Sample], parts: list[Any]) -> None:
+    """Each block's inputs from the model as it is by then, run from the image and the first token every time."""
+    wanted, names = part_linears(model, parts), {id(m): n for n, m in model.named_modules()}
+    seen = [s for s in samples if isinstance(s, dict)]
+    groups: list[tuple[dict[str, Any], list[Sample]]] = []
+    for layers, of in ((vision_layers(model), seen), (decoder_layers(model), samples)):
+        if layers is not decoder_layers(model) and of is samples:
+            rest = {n: m for n, m in wanted.items() if not any(n in g for g, _ in groups)}
+            inside = {id(m) for layer in decoder_layers(model) for m in layer.modules()}
+            groups += [({n: m}, list(seen)) for n, m in rest.items() if id(m) not in inside]
+        for layer in layers:
+            group = {f"{names[id(layer)]}.{n}": m for n, m in layer_linears(layer).items()}
+            groups.append(({n: m for n, m in group.items() if n in wanted}, list(of)))
+    for group, of in groups:
+        for name, norms in input_norms(model, group, of).items() if group else ():
+            weight = group[name].weight.data
+            weight.masked_fill_(wanda_mask(weight, norms, Rule.of(WANDA)), 0)
+
+
+def parts_of(vlm: Path, *parts: str) -> list[Any]:
+    """Those that the family has linears in: Gemma 3's projector is a matrix by itself."""
+    return [part for part in parts if part != "projector" or "gemma3" not in str(vlm)]
+
+
+@pytest.mark.parametrize("beside", [(), ("vision", "projector")])
+def test_wanda_on_images_is_brute_force(vlm: Path, tmp_path: Path, beside: tuple[str, ...]) -> None:
+    samples, parts = drawn(vlm, tmp_path), parts_of(vlm, "language", *beside)
+    assert with_images(samples) == 4
+    ours, brute, dense = (load_model(vlm) for _ in range(3))
+    prune(ours, {**WANDA, "parts": parts}, samples)
+    brute_force_wanda(brute, samples, parts)
+    linears = part_linears(ours, parts)
+    for name, parameter in ours.named_parameters():
+        zeros, expected = parameter == 0, brute.get_parameter(name) == 0
+        if name.removesuffix(".weight") in linears:
+            assert (zeros != expected).sum() <= 2, name  # scores that are equal but for the order of sums
+            assert zeros.float().mean() == pytest.approx(0.5, abs=0.02), name
+        else:
+            assert torch.equal(parameter, dense.get_parameter(name)), name
+
+
+def test_images_among_the_calibration_change_what_is_pruned(vlm: Path, tmp_path: Path) -> None:
+    with_them, without = drawn(vlm, tmp_path / "a"), drawn(vlm, tmp_path / "b", images=False)
+    assert [
+        token_ids(s).shape[1] > token_ids(t).shape[1] for s, t in zip(with_them, without, strict=True)
+    ].count(True) >= 4
+    models = [load_model(vlm) for _ in range(2)]
+    for model, samples in zip(models, (with_them, without), strict=True):
+        prune(model, WANDA, samples)
+    linears = part_linears(models[0], ["language"])
+    assert any(
+        not torch.equal(models[0].get_submodule(n).weight, models[1].get_submodule(n).weight) for n in linears
+    )
+
+
+@pytest.mark.parametrize("named", [("language",), ("vision", "projector")])
+def test_sparsegpt_on_images(vlm: Path, tmp_path: Path, named: tuple[str, ...]) -> None:
+    samples, parts = drawn(vlm, tmp_path), parts_of(vlm, *named)
+    model = load_model(vlm)
+    prune(model, {"prune": "sparsegpt", "sparsity": 0.5, "parts": parts}, samples)
+    for name, linear in part_linears(model, parts).items():
+        assert (linear.weight == 0).float().mean() == pytest.approx(0.5, abs=0.02), name
+
+
+def quantized(vlm: Path, folder: Path, name: str, samples: list[Sample], **more: Any) -> Any:
+    model = load_model(vlm)
+    llm_compressor.quantize(model, RECIPES[name] | more, samples)
+    folder.mkdir()
+    llm_compressor.save(model, folder)
+    return load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["gptq", "awq", "smoothquant", "fp8-static"])
+def test_language_models_are_quantized_on_images(vlm: Path, tmp_path: Path, name: str) -> None:
+    if "gemma3" in str(vlm) and name == "smoothquant":
+        pytest.skip("llm-compressor's SmoothQuant does not fit Gemma's blocks, with or without images")
+    deep = "qwen3" in str(vlm)  # image features in several layers: all records or none have images
+    samples = [s for s in drawn(vlm, tmp_path) if isinstance(s, dict) or not deep]
+    found = quantized(vlm, tmp_path / "out", name, samples)
+    dense = load_model(vlm)
+    for other, parameter in dense.named_parameters():
+        if other.removesuffix(".weight") not in part_linears(dense, ["language"]) and "norm" not in other:
+            assert torch.equal(parameter, found.get_parameter(other)), other
+    asked = read_instructions(tmp_path / "calibration.jsonl", vlm)[:2]
+    tokenizer = load_tokenizer(vlm)
+    assert [len(Transformers(m, Chat(tokenizer, {})).answer(asked, 4)) for m in (dense, found)] == [2, 2]
+    if deep:
+        with pytest.raises(HoldfastError, match="records with images and without"):
+            llm_compressor.quantize(load_model(vlm), RECIPES[name], drawn(vlm, tmp_path / "mixed"))
+
+
+@pytest.mark.parametrize("name", ["gptq", "fp8-static"])
+def test_vision_towers_are_quantized_on_images(llava: Path, tmp_path: Path, name: str) -> None:
+    samples = [s for s in drawn(llava, tmp_path) if isinstance(s, dict)]
+    found = quantized(llava, tmp_path / "out", name, samples, parts=["vision", "projector"])
+    dense = load_model(llava)
+    for module, linear in part_linears(dense, ["language", "vision", "projector"]).items():
+        same = torch.equal(linear.weight, found.get_submodule(module).weight)
+        assert same == (module in part_linears(dense, ["language"])), module
+
+
+def test_gptq_of_a_tower_gains_by_its_images(llava: Path, tmp_path: Path) -> None:
+    """The error of the projector's output is below that of rounding to nearest."""
+    samples = [s for s in drawn(llava, tmp_path) if isinstance(s, dict)]
+    models = {"dense": load_model(llava)} | {
+        name: quantized(
+            llava, tmp_path / name, name, samples, parts=["vision", "projector"], bits=3, group_size=32
+        )
+        for name in ("gptq", "rtn-3")
+    }
+    pixels = torch.cat([s["pixel_values"] for s in samples])
+    with torch.no_grad():
+        seen = {name: torch.cat(m.get_image_features(pixels).pooler_output) for name, m in models.items()}
+    error = {name: (seen[name] - seen["dense"]).norm().item() for name in ("gptq", "rtn-3")}
+    assert error["gptq"] < error["rtn-3"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "images", "told"),
+    [
+        ({**WANDA, "parts": ["vision"]}, False, "no calibration record has an image, and wanda measures"),
+        (
+            {"prune": "sparsegpt", "sparsity": 0.5, "parts": ["language", "projector"]},
+            False,
+            "no calibration record",
+        ),
+        ({**RECIPES["awq"], "parts": ["vision"]}, True, "knows no awq mappings for the vision"),
+        ({**RECIPES["smoothquant"], "parts": ["projector"]}, True, "knows no smoothquant mappings"),
+        ({**RECIPES["gptq"], "parts": ["vision"]}, True, "not every calibration record has one"),
+    ],
+)
+def test_what_cannot_be_calibrated(
+    llava: Path, tmp_path: Path, recipe: dict[str, Any], images: bool, told: str
+) -> None:
+    calibration = records(tmp_path, "calibration", 6, images=images)
+    with pytest.raises(HoldfastError, match=told) as raised:
+        compress(llava, tmp_path / "out", recipe | DRAW, calibration)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_text_only_model_calibrated_on_images(tmp_path: Path) -> None:
+    calibration = records(tmp_path, "calibration", 6)
+    with pytest.raises(HoldfastError, match="a text-only model, and the prompts have images") as raised:
+        compress(tiny_llama(tmp_path / "llama"), tmp_path / "out", WANDA | DRAW, calibration)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_compressed_checkpoint_has_its_processor_and_a_record_of_its_images(
+    llava: Path, tmp_path: Path
+) -> None:
+    calibration = records(tmp_path, "calibration", 6)
+    compress(llava, tmp_path / "out", WANDA | DRAW | {"parts": ["language", "vision"]}, calibration)
+    about = json.loads((tmp_path / "out/provenance.json").read_text())
+    assert about["calibration"]["with_images"] == 4
+    densities = {name: m["density"] for name, m in about["modules"].items()}
+    assert densities.keys() == part_linears(load_model(llava), ["language", "vision"]).keys()
+    assert all(value == pytest.approx(0.5, abs=0.02) for value in densities.values())
+    assert (tmp_path / "out/processor_config.json").read_bytes() == (
+        llava / "processor_config.json"
+    ).read_bytes()
+    asked = read_instructions(calibration, tmp_path / "out")
+    chat = Chat(load_tokenizer(tmp_path / "out"), {})
+    assert len(Transformers(load_model(tmp_path / "out"), chat).answer(asked, 2)) == 6
+
+
+def test_no_linear_is_compressed_twice_or_forgotten(vlm: Path) -> None:
+    model = load_model(vlm)
+    parts = [set(part_linears(model, [part])) for part in parts_of(vlm, "language", "vision", "projector")]
+    assert all(not a & b for i, a in enumerate(parts) for b in parts[i + 1 :])
+    everything = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    head = module_name(model, model.get_output_embeddings())
+    assert everything - {head} == set().union(*parts)
+
+
+def test_a_pooling_head_that_no_image_reaches_stays_as_it_is(tmp_path: Path) -> None:
+    """SigLIP's, where a LLaVA reads its patches."""
+    model = siglip_llava()
+    folder = tiny_vlm("llava", tmp_path / "llava")
+    samples = [s for s in drawn(folder, tmp_path) if isinstance(s, dict)]
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    prune(model, {**WANDA, "parts": ["vision"]}, samples)
+    for name in part_linears(model, ["vision"]):
+        weight = model.get_parameter(f"{name}.weight")
+        if name.endswith("head.attention.out_proj"):
+            assert torch.equal(weight, before[f"{name}.weight"])
+        else:
+            assert (weight == 0).float().mean() == pytest.approx(0.5, abs=0.02), name
+
+
+def siglip_llava() -> Any:
+    """A LLaVA with a SigLIP tower, of as many image tokens as the tiny one with a CLIP tower."""
+    import transformers
+    from vlms import CLIP, TOWER, llava_config
+
+    config, _ = llava_config()
+    config.vision_config = transformers.SiglipVisionConfig(**TOWER, **CLIP)
+    config.vision_feature_select_strategy = "full"
+    return transformers.LlavaForConditionalGeneration(config).float().eval().requires_grad_(False)
