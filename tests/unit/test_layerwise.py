@@ -45,7 +45,7 @@ def test_masks_and_rotary_embeddings_are_stored_once() -> None:
     model = built("Gemma3Text", sliding_window=4, head_dim=8, num_key_value_heads=2)
     model.set_attn_implementation("eager")
     with torch.no_grad():
-        _, calls = layerwise._first_inputs(model, decoder_layers(model), SEQUENCES)
+        _, calls, _ = layerwise._first_inputs(model, decoder_layers(model), SEQUENCES)
     kwargs = [[keywords for _, keywords in layer_calls] for layer_calls in calls]
     assert kwargs[0][0]["attention_mask"] is kwargs[0][2]["attention_mask"]
     assert kwargs[0][0]["attention_mask"] is kwargs[1][2]["attention_mask"]

@@ -76,7 +76,7 @@ def model_config(folder: Path) -> Any:
 def auto_class(config: Any, folder: Path) -> Any:
     """transformers' auto class that builds the model; HoldfastError where none answers prompts."""
     questions = transformers.AutoModelForVisualQuestionAnswering
-    named = questions._model_mapping.get(type(config), None)
+    named: Any = questions._model_mapping.get(type(config), None)
     if named is not None and named.__name__ in (config.architectures or []):
         return questions
     for auto in (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText):

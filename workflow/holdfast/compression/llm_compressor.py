@@ -42,8 +42,9 @@ from holdfast.files import read_json, write_json
 from holdfast.silence import quiet
 
 SMOOTHING_STRENGTH = 0.5
-# Calibrated methods that need no table of which norm feeds which linears: the library has none for vision towers.
-REACHING_VISION = ("gptq", "fp8")
+# Of its calibrated methods: AWQ and SmoothQuant have no table of a tower's norms and linears, GPTQ no weight observers
+# outside of the blocks that it goes through.
+REACHING_VISION = ("fp8",)
 
 
 def quantize(model: PreTrainedModel, recipe: Mapping[str, Any], sequences: Sequence[Sample]) -> None:
@@ -213,8 +214,8 @@ def _check_reach(method: str, parts: Sequence[str], sequences: Sequence[Sample])
     beside = " and ".join(sorted(set(parts) - {"language"}))
     where = "compression recipe, parts"
     if method not in REACHING_VISION:
-        what = f"llm-compressor knows no {method} mappings for the {beside}"
-        raise HoldfastError(what, where, "use [language], or gptq, rtn or fp8")
+        what = f"llm-compressor's {method} does not reach the {beside}"
+        raise HoldfastError(what, where, "use [language], or wanda, sparsegpt, rtn or fp8")
     if with_images(sequences) < len(sequences):
         what = f"{method} on the {beside} is calibrated on images, and not every calibration record has one"
         raise HoldfastError(what, where, "calibrate on records with images, or use [language]")

@@ -187,12 +187,10 @@ def needless_draws(compressions: dict[str, Any], calibration: Any) -> Iterator[F
             if key in section and not calibrated(section):
                 yield ("compressions", name, key), "the method is not calibrated", "remove this key"
         parts = section.get("parts")
-        for_language = (
-            section.get("quantize") in ("awq", "smoothquant") or section.get("format") == "auto-gptq"
-        )
+        for_language = section.get("quantize") in ("gptq", "awq", "smoothquant")
         if isinstance(parts, list) and parts != ["language"] and for_language:
             what = "the method knows the language model alone"
-            remedy = "remove this key, or use gptq (compressed-tensors), rtn, fp8 or pruning"
+            remedy = "remove this key, or use rtn, fp8, bitsandbytes or pruning"
             yield ("compressions", name, "parts"), what, remedy
         asked = section.get("samples")
         if isinstance(asked, int) and isinstance(drawn, int) and asked > drawn:
