@@ -1,4 +1,4 @@
-# Beside a cell's own answers: the attack prompts under other settings, and borderline prompts, each a folder
+# Beside a cell's own answers: the attack prompts under other settings, borderline prompts, and pairs, each a folder
 # with generations/ and verdicts/ of its own, so that adding one runs nothing else.
 
 
@@ -45,6 +45,19 @@ use rule attack as borderline with:
         "<benchmarks>/{model}/{compression}/{method}/borderline/generate.tsv"
 
 
+use rule attack as answer_pairs with:
+    input:
+        model=cell_checkpoint,
+        prompts="<results>/pairs/pairs.jsonl",
+        environment=ANSWER_ENVIRONMENT,
+    output:
+        "<results>/{model}/{compression}/{method}/pairs/generations/pairs.jsonl",
+    log:
+        "<logs>/{model}/{compression}/{method}/pairs/generate.log",
+    benchmark:
+        "<benchmarks>/{model}/{compression}/{method}/pairs/generate.tsv"
+
+
 rule judge_attack:
     input:
         "<results>/{model}/{compression}/{method}/attacks/{attack}/generations/attack.jsonl",
@@ -77,3 +90,14 @@ use rule judge_attack as judge_borderline with:
         "<logs>/{model}/{compression}/{method}/borderline/judge.log",
     benchmark:
         "<benchmarks>/{model}/{compression}/{method}/borderline/judge.tsv"
+
+
+use rule judge_attack as judge_pairs with:
+    input:
+        "<results>/{model}/{compression}/{method}/pairs/generations/pairs.jsonl",
+    output:
+        "<results>/{model}/{compression}/{method}/pairs/verdicts/pairs.jsonl",
+    log:
+        "<logs>/{model}/{compression}/{method}/pairs/judge.log",
+    benchmark:
+        "<benchmarks>/{model}/{compression}/{method}/pairs/judge.tsv"

@@ -284,13 +284,7 @@ def of_model_judges():
         for file in of_cells(f"{cell}/verdicts/{judge}/attack.jsonl")
     ]
     if (headline := STUDY.evaluate.judges[0]) in MODEL_JUDGES:
-        files += [
-            f"{cell}/attacks/{name}/verdicts/{headline}/attack.jsonl".format(
-                **c._asdict()
-            )
-            for c in CELLS
-            for name in STUDY.attacks_on(c.model)
-        ]
+        files += of_asked(f"verdicts/{headline}", lambda folder: "attacks/" in folder)
     return files
 
 
@@ -304,17 +298,21 @@ def methods_of(stage):
     return [name for name, made_by in STUDY.stages().items() if made_by == stage]
 
 
-def of_asked():
-    """Verdicts of every cell on what a study asks beside the usual prompts: attack settings, borderline prompts."""
-    cell = "<results>/{model}/{compression}/{method}"
-    files = [
-        f"{cell}/attacks/{name}/verdicts/attack.jsonl".format(**c._asdict())
+def asked_beside(model):
+    """What a model's cells are asked beside the usual prompts, each in a folder of its own: (folder, prompt set)."""
+    found = [(f"attacks/{name}", "attack") for name in STUDY.attacks_on(model)]
+    found += [("borderline", "borderline")] if "borderline" in PROMPT_ROLES else []
+    return found + ([("pairs", "pairs")] if STUDY.pairs else [])
+
+
+def of_asked(what, wanted=lambda folder: True):
+    """A file of every cell on each of these, such as their verdicts."""
+    return [
+        f"<results>/{c.model}/{c.compression}/{c.method}/{folder}/{what}/{prompts}.jsonl"
         for c in CELLS
-        for name in STUDY.attacks_on(c.model)
+        for folder, prompts in asked_beside(c.model)
+        if wanted(folder)
     ]
-    if "borderline" in PROMPT_ROLES:
-        files += of_cells(f"{cell}/borderline/verdicts/borderline.jsonl")
-    return files
 
 
 def edited(cell):
@@ -352,11 +350,9 @@ def users_of_cell(names):
     cell = "<results>/{model}/{compression}/{method}"
     used = [f"{cell}/generations/attack.jsonl", f"{cell}/ability/perplexity.json"]
     used += [
-        f"{cell}/attacks/{name}/generations/attack.jsonl"
-        for name in STUDY.attacks_on(names["model"])
+        f"{cell}/{folder}/generations/{prompts}.jsonl"
+        for folder, prompts in asked_beside(names["model"])
     ]
-    if "borderline" in PROMPT_ROLES:
-        used.append(f"{cell}/borderline/generations/borderline.jsonl")
     return [file.format(**names) for file in used]
 
 
@@ -365,6 +361,7 @@ def users_of_compression(wildcards):
     folder = "<results>/{model}/{compression}"
     used = [f"{folder}/direction", f"{folder}/mediation/verdicts.jsonl"]
     used += [f"{folder}/transfer.json"] if TRANSFERRED else []
+    used += [f"{folder}/image-use.json"] if PICTURED else []
     found = [file.format(**wildcards) for file in used]
     for cell in CELLS_OF[wildcards.model, wildcards.compression]:
         found += users_of_cell(cell._asdict())

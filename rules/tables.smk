@@ -10,7 +10,7 @@ rule tables:
         over_refusal=of_cells(
             "<results>/{model}/{compression}/{method}/verdicts/over_refusal.jsonl"
         ),
-        asked=of_asked(),
+        asked=of_asked("verdicts"),
         by_models=of_model_judges(),
         zero_shot=of_cells(
             "<results>/{model}/{compression}/{method}/ability/zero_shot.json"
@@ -28,6 +28,9 @@ rule tables:
         transfers=of_checkpoints(
             "<results>/{model}/{compression}/transfer.json",
             lambda compression: TRANSFERRED and compressed(compression),
+        ),
+        image_use=of_checkpoints(
+            "<results>/{model}/{compression}/image-use.json", lambda _: PICTURED
         ),
         comparisons=of_checkpoints(
             "<results>/{model}/{compression}/comparison.json", compressed

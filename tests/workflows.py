@@ -32,7 +32,7 @@ FILES = {
     "activations": ["activations.safetensors"], "direction": ["direction.json"], "figures": ["asr.svg"],
     "mediate": ["verdicts.jsonl", "answers.jsonl"],
     "recalibrate": ["provenance.json"], "tune": ["tuning.json", "provenance.json"],
-    "discard": ["removed.json"],
+    "discard": ["removed.json"], "pairs": ["pairs.jsonl"],
     "ability": ["lm_eval.json", "zero_shot.json", "perplexity.json"],
     "tables": ["refusal.csv", "refusal.md", "refusal.tex", "claims.csv", "leaderboard.csv", "costs.csv"],
 }

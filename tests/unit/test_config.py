@@ -134,6 +134,20 @@ def test_borderline_prompts_are_harmless_and_optional(load: Callable, study: Stu
         study.recipe("prompts", role="borderline")
 
 
+def test_pairs_are_optional(load: Callable, study: Study) -> None:
+    given = load(changed("pairs", {"limit": 3}))
+    assert given.recipe("pairs") == {
+        "benchmark": "holdfast",
+        "modality": ["text", "image", "typographic"],
+        "limit": 3,
+        "sources": {},
+        "version": 1,
+    }
+    assert given.recipe("image-use") == {"seed": given.seed, "version": 1}
+    with pytest.raises(KeyError):
+        study.recipe("pairs")
+
+
 def test_a_model_judge_has_recipes_of_its_own(load: Callable) -> None:
     config = changed("evaluate/judges", ["guard", "study-l-31", "arditi-12"])
     guard = {"judge": "wildguard", "source": "hub:allenai/wildguard@main", "dtype": "bfloat16"}
@@ -220,7 +234,7 @@ def test_only_what_is_calibrated_is_calibrated_otherwise(load: Callable) -> None
 def all_recipes(study: Study) -> dict[str, str]:
     """Every recipe of a study by stage and names."""
     named = {"prompts", "fetch", "compress", "edit", "instruct", "steer", "recalibrate", "tune"}
-    named.add("judge-by-model")
+    named |= {"judge-by-model", "pairs"}
     jobs = [(s, {}) for s in STAGE_VERSIONS if s not in named]
     jobs += [("prompts", {"role": r}) for r in [*study.prompts.roles(), "calibration"]]
     jobs += [("fetch", {"model": m}) for m in study.models]
@@ -255,6 +269,7 @@ def all_recipes(study: Study) -> dict[str, str]:
                 "compare",
                 "transfer",
                 "mediate",
+                "image-use",
                 "edit random-edit",
             },
         ),
@@ -286,7 +301,7 @@ def test_the_schema_for_editors_is_the_models_own() -> None:
     assert shown == schema(), "run: holdfast schema config/schema/study.schema.json"
 
 
-@pytest.mark.parametrize("name", ["demo", "refusal"])
+@pytest.mark.parametrize("name", ["demo", "refusal", "vision"])
 def test_shipped_configs_are_sound_and_know_their_schema(name: str) -> None:
     path = ROOT / f"config/{name}.yaml"
     study = load_study(path)

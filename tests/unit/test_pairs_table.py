@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from holdfast.errors import HoldfastError
-from holdfast.files import read_jsonl, sha256, write_jsonl
+from holdfast.files import read_jsonl, sha256, write_json, write_jsonl
 from holdfast.report.collect import MEASURES, collect
 from holdfast.report.measures.pairs import read_pairs
 from holdfast.report.numbers import Numbers
@@ -128,7 +128,7 @@ def test_the_table_has_a_row_a_modality_and_says_what_changed(paired: Path, tmp_
     assert table is not None
     rows = {(c, k, m): rest for c, k, m, *rest in table.rows}
     assert len(rows) == 3 * len(CELLS)
-    n, genuine, *_, change, flips, p = rows["wanda-50", "as-is", "text"]
+    _, n, genuine, *_, change, flips, p = rows["wanda-50", "as-is", "text"]
     assert (n, genuine, flips) == ("12", "33 % [14, 61]", "8 / 2")
     assert change.startswith("−50.0 [")
     # By Holm over the two modalities of the one cell that was measured.
@@ -138,6 +138,37 @@ def test_the_table_has_a_row_a_modality_and_says_what_changed(paired: Path, tmp_
     assert set(rows["rtn-4", "as-is", "text"]) == {"–"}
     write_tables(frame, tmp_path / "tables", JUDGES)
     assert "pairs of harmful and benign inputs" in (tmp_path / "tables/refusal.md").read_text()
+
+
+def use(low: float) -> dict[str, Any]:
+    rate = {"value": low + 1, "n": IMAGE, "low": low, "high": low + 2}
+    names = ("distance_blank", "distance_other", "distance_again", "score_difference", "score_blank")
+    return dict.fromkeys(names, rate) | {"refusals_use_image": low > 0}
+
+
+def test_a_model_whose_refusals_ignore_the_image_is_marked(paired: Path) -> None:
+    write_json(paired / MODEL / "dense/image-use.json", {"image": use(0.5)})
+    write_json(paired / MODEL / "wanda-50/image-use.json", {"image": use(-0.5)})
+    frame = collected(paired)
+    assert numbers(row(frame, "wanda-50", "as-is", "image_score_difference[image]")) == (
+        0.5,
+        IMAGE,
+        -0.5,
+        1.5,
+    )
+    table = pairs_table(Numbers(frame, MODEL))
+    assert table is not None
+    marks = {(c, m): looks for c, k, m, looks, *_ in table.rows if k == "as-is"}
+    assert (marks["dense", "image"], marks["wanda-50", "image"], marks["rtn-4", "image"]) == (
+        "yes",
+        "no",
+        "–",
+    )
+    assert marks["dense", "text"] == "–"
+    assert any(f.endswith("nothing is known of images: wanda-50, image.") for f in table.findings)
+    write_json(paired / MODEL / "dense/image-use.json", {"image": {"score_blank": 1}})
+    with pytest.raises(HoldfastError, match=r"image-use\.json"):
+        collected(paired)
 
 
 def test_hidden_flips_are_told(paired: Path) -> None:

@@ -109,6 +109,17 @@ def test_borderline_prompts_run_alone(rerun: Callable[..., dict[str, int]]) -> N
     assert jobs == {"prompts": 1, "disjoint": 1, "borderline": 7, "judge_borderline": 7, **SUMMED_UP}
 
 
+def test_pairs_run_alone(rerun: Callable[..., dict[str, int]]) -> None:
+    jobs = rerun(lambda c: c.update(pairs={"limit": 1}))
+    asked = {"pairs": 1, "answer_pairs": 7, "judge_pairs": 7}
+    assert jobs == {**asked, "image_use": 3, **SUMMED_UP}
+
+
+def test_pairs_without_images_ask_nothing_of_images(rerun: Callable[..., dict[str, int]]) -> None:
+    jobs = rerun(lambda c: c.update(pairs={"modality": ["text"]}))
+    assert jobs == {"pairs": 1, "answer_pairs": 7, "judge_pairs": 7, **SUMMED_UP}
+
+
 def test_a_new_task_limit_measures_ability_alone(rerun: Callable[..., dict[str, int]]) -> None:
     assert rerun(lambda c: c["evaluate"]["zero_shot"].update(limit=5)) == {"ability": 7, **SUMMED_UP}
 

@@ -18,6 +18,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "compare": 5,
     "transfer": 2,
     "mediate": 3,
+    "image-use": 1,
     "edit": 5,
     "instruct": 1,
     "steer": 3,

@@ -98,3 +98,19 @@ def mediate(
     from holdfast.refusal.mediation import mediate as run
 
     run(model_dir, out, direction, harmful, harmless, checked("mediate", recipe), dense_direction)
+
+
+@commands.command("image-use")
+def image_use_command(
+    model_dir: ModelDir,
+    out: Out,
+    pairs: Annotated[Path, typer.Option(help="The pairs.jsonl of `holdfast pairs build`.")],
+    direction: Annotated[Path, typer.Option(help="The direction folder of the same checkpoint.")],
+    recipe: Recipe = "{}",
+) -> None:
+    """Measure whether first answer tokens and refusals depend on the images of pairs."""
+    refuse_folder(out)
+    apart(out, model_dir, direction, pairs)
+    from holdfast.refusal.image_use import image_use as run
+
+    run(model_dir, out, pairs, direction, checked("image-use", recipe))

@@ -134,6 +134,7 @@ def tables(
         stages,
         study.attacks_on,
         borderline=borderline,
+        paired=study.pairs is not None,
         transferred=study.evaluate.transfer.nulls > 0,
         undone=left,
     )

@@ -52,7 +52,17 @@ FIXED: dict[str, tuple[int, int, int]] = {
     "judge_attack_by_model": (32000, 240, 100),
     **dict.fromkeys(("compress", "recalibrate", "edit", "tune"), (16000, 240, 40000)),
     **dict.fromkeys(
-        ("direction", "transfer", "training_answers", "generate", "attack", "borderline", "ability"),
+        (
+            "direction",
+            "transfer",
+            "training_answers",
+            "generate",
+            "attack",
+            "borderline",
+            "answer_pairs",
+            "image_use",
+            "ability",
+        ),
         (16000, 240, 100),
     ),
 }

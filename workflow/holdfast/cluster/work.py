@@ -5,7 +5,7 @@ taken as constants here; what they are off by is in the measured rates (``holdfa
 every prediction.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from holdfast.cluster.sizes import Size
 from holdfast.config import DENSE, Study
 from holdfast.config.compressions import calibrated
+from holdfast.pairs.references import COUNTS as PAIRS
 
 PROMPT_TOKENS = 48  # of a chat prompt with its template
 PROMPTS = 250  # of a set whose size the config does not say, as XSTest's safe prompts are
@@ -218,6 +219,23 @@ def borderline(study: Study, names: Names, size: Size) -> Work:
     )
 
 
+def image_use(study: Study, names: Names, size: Size) -> Work:
+    """Four passes over every half with an image."""
+    tokens = 4 * _halves(study, but=("text",)) * PROMPT_TOKENS
+    return Work("direction", tokens, context=PROMPT_TOKENS)
+
+
+def answer_pairs(study: Study, names: Names, size: Size) -> Work:
+    return _by_backend(study, "generate", _halves(study), study.evaluate.generate.max_new_tokens)
+
+
+def _halves(study: Study, but: Sequence[str] = ()) -> int:
+    section = study.pairs
+    if section is None:
+        return 0
+    return 2 * sum(min(PAIRS[m], section.limit or PAIRS[m]) for m in section.modality if m not in but)
+
+
 def ability(study: Study, names: Names, size: Size) -> Work:
     tokens, section = 0.0, study.evaluate
     longest = PROMPT_TOKENS
@@ -265,6 +283,8 @@ COUNTERS: dict[str, Counter] = {
     "generate": generate,
     "attack": attack,
     "borderline": borderline,
+    "answer_pairs": answer_pairs,
+    "image_use": image_use,
     "ability": ability,
     "judge_by_model": judge_by_model,
     "judge_attack_by_model": judge_by_model,

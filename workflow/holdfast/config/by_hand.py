@@ -15,6 +15,7 @@ from holdfast.config.measures import (
     Direction,
     Generate,
     Mediation,
+    Pairs,
     Perplexity,
     PromptSet,
     Search,
@@ -44,39 +45,8 @@ class TextRecipe(Data, Versioned):
     pass
 
 
-PAIRS_SOURCE = {"path": ("path:FOLDER", sources.folder), "hub": sources.DATA["hub"]}
-
-
-class PairsRecipe(Versioned):
-    benchmark: Literal["holdfast", "vlmsafe-420", "mossbench", "figstep", "xstest"] = Field(
-        default="holdfast", description="this project's own benchmark, or a published one"
-    )
-    source: Annotated[str, AfterValidator(sources.checked(PAIRS_SOURCE))] | None = Field(
-        default=None, description="path:FOLDER of a published one; of vlmsafe-420 also hub:ORG/NAME@REVISION"
-    )
-    split: str | None = Field(default=None, description="split of a hub data set")
-    modality: list[Literal["text", "image", "typographic"]] = Field(
-        default=["text", "image", "typographic"], min_length=1, description="which pairs"
-    )
-    limit: Positive | None = Field(default=None, description="pairs of each modality at most, the first ones")
-    sources: dict[str, Data] = Field(default={}, description="sets that no package carries, by name")
-
-    @model_validator(mode="after")
-    def fits_benchmark(self) -> "PairsRecipe":
-        own = self.benchmark == "holdfast"
-        if own == bool(self.source):
-            what = "is read from many sources" if own else "has no source"
-            raise BadValueError(
-                f"{self.benchmark} {what}", "give sources" if own else "add source: path:FOLDER"
-            )
-        if not own and self.sources:
-            raise BadValueError(f"{self.benchmark} has one source", "give source, not sources")
-        from_hub = bool(self.source) and str(self.source).startswith("hub:")
-        if from_hub and self.benchmark != "vlmsafe-420":
-            raise BadValueError(f"{self.benchmark} is read from a folder", "write source: path:FOLDER")
-        if from_hub != bool(self.split):
-            raise BadValueError("split goes with a hub: source", "give both, or neither")
-        return self
+class PairsRecipe(Pairs, Versioned):
+    pass
 
 
 class DownloadRecipe(Versioned):
@@ -123,6 +93,10 @@ class CompareRecipe(Versioned):
 class TransferRecipe(Transfer, Versioned):
     nulls: Annotated[int, Field(ge=3)] = 8
     seed: int = Field(default=0, ge=0, description="seed of the nulls and the bootstrap")
+
+
+class ImageUseRecipe(Versioned):
+    seed: int = Field(default=0, ge=0, description="seed of the bootstrap")
 
 
 class MediateRecipe(Mediation, Versioned):
@@ -208,6 +182,7 @@ RECIPES: dict[str, type[Section]] = {
     "compare": CompareRecipe,
     "transfer": TransferRecipe,
     "mediate": MediateRecipe,
+    "image-use": ImageUseRecipe,
     "edit": EditRecipe,
     "instruct": InstructRecipe,
     "steer": SteerRecipe,

@@ -25,7 +25,17 @@ from holdfast.config.values import (
 )
 
 # Folders that stages write beside what is named by models and methods (docs/formats.md).
-RESERVED_MODELS = {"prompts", "tables", "figures", "report", "logs", "benchmarks", "judges", "downloads"}
+RESERVED_MODELS = {
+    "prompts",
+    "tables",
+    "figures",
+    "report",
+    "logs",
+    "benchmarks",
+    "judges",
+    "downloads",
+    "pairs",
+}
 RESERVED_METHODS = {
     "checkpoint",
     "activations",
@@ -34,6 +44,7 @@ RESERVED_METHODS = {
     "comparison.json",
     "comparison.csv",
     "transfer.json",
+    "image-use.json",
     "mediation",
     "training-answers",
 }

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from holdfast.config import sources
 from holdfast.config.judges import JudgeModel, JudgeName
@@ -98,6 +98,49 @@ class Prompts(Section):
     def roles(self) -> list[str]:
         """The roles that have prompts."""
         return [role for role in type(self).model_fields if getattr(self, role) is not None]
+
+
+Modality = Literal["text", "image", "typographic"]
+
+
+class Pairs(Section):
+    """Harmful inputs beside their benign counterfactuals, as text, in scenes and drawn (docs/vision.md)."""
+
+    benchmark: Literal["holdfast", "vlmsafe-420", "mossbench", "figstep", "xstest"] = Field(
+        default="holdfast", description="this project's own benchmark, or a published one"
+    )
+    source: Annotated[str, AfterValidator(sources.checked(sources.PAIRS))] | None = Field(
+        default=None,
+        description="path:FOLDER of a published one; of vlmsafe-420 also hub:ORG/NAME@REVISION",
+    )
+    split: str | None = Field(default=None, description="split of a hub data set")
+    modality: Annotated[list[Modality], AfterValidator(distinct)] = Field(
+        default=["text", "image", "typographic"],
+        min_length=1,
+        validate_default=True,
+        description="which pairs",
+    )
+    limit: Positive | None = Field(
+        default=None, description="pairs of each modality at most, the first ones; null for all"
+    )
+    sources: dict[str, Data] = Field(default={}, description="sets that no package carries, by name")
+
+    @model_validator(mode="after")
+    def fits_benchmark(self) -> "Pairs":
+        own = self.benchmark == "holdfast"
+        if own == bool(self.source):
+            what = "is read from many sources" if own else "has no source"
+            raise BadValueError(
+                f"{self.benchmark} {what}", "give sources" if own else "add source: path:FOLDER"
+            )
+        if not own and self.sources:
+            raise BadValueError(f"{self.benchmark} has one source", "give source, not sources")
+        from_hub = bool(self.source) and str(self.source).startswith("hub:")
+        if from_hub and self.benchmark != "vlmsafe-420":
+            raise BadValueError(f"{self.benchmark} is read from a folder", "write source: path:FOLDER")
+        if from_hub != bool(self.split):
+            raise BadValueError("split goes with a hub: source", "give both, or neither")
+        return self
 
 
 class Direction(Section):

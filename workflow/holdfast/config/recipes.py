@@ -40,15 +40,15 @@ def recipe(
     version = STAGE_VERSIONS[stage]
     keys: Recipe = {}  # of activations, which have none
     match stage:
-        case "prompts":
-            keys = prompts(study, str(role))
+        case "prompts" | "pairs":
+            keys = prompts(study, str(role)) if stage == "prompts" else pairs(study)
         case "fetch":
             keys = judge_checkpoint(study, judge) if judge else dense_checkpoint(study, str(model))
         case "compress":
             keys = compress(study, str(compression))
         case "direction":
             keys = study.direction.model_dump()
-        case "compare" | "transfer":
+        case "compare" | "transfer" | "image-use":
             keys = {"seed": study.seed} | (evaluate.transfer.model_dump() if stage == "transfer" else {})
         case "mediate":
             keys = evaluate.mediation.model_dump() | {
@@ -110,6 +110,13 @@ def prompts(study: "Study", role: str) -> Recipe:
         raise KeyError(role)
     label = "harmful" if role == "attack" or role.startswith("harmful") else "harmless"
     return getattr(study.prompts, role).model_dump(exclude_none=True) | {"label": label, "role": role}
+
+
+def pairs(study: "Study") -> Recipe:
+    """Which pairs a study asks; raises KeyError where it asks none."""
+    if study.pairs is None:
+        raise KeyError("pairs")
+    return study.pairs.model_dump(exclude_none=True)
 
 
 def attack_setting(study: "Study", name: str) -> Recipe:

@@ -106,6 +106,7 @@ TEXT: Schemes = {
     "file": ("file:PATH", file),
 }
 SUFFIX: Schemes = {"file": ("file:PATH", suffix_file)}
+PAIRS: Schemes = {"path": ("path:FOLDER", folder), "hub": ("hub:ORG/NAME@REVISION", hub)}
 DATA: Schemes = TEXT | {"hub": ("hub:ORG/NAME@REVISION", hub)}
 
 

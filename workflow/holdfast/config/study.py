@@ -13,7 +13,7 @@ from holdfast.config import recipes
 from holdfast.config.cells import Cell, expand
 from holdfast.config.compressions import Compression
 from holdfast.config.grid import CompressionName, Method, MethodName, Model, ModelName, Part
-from holdfast.config.measures import Calibration, Direction, Evaluate, Prompts, Search
+from holdfast.config.measures import Calibration, Direction, Evaluate, Pairs, Prompts, Search
 from holdfast.config.values import Section
 
 
@@ -40,6 +40,9 @@ class Study(Section):
     )
     calibration: Calibration = Field(description="text that compression methods are calibrated on")
     prompts: Prompts = Field(description="prompt sets, by role")
+    pairs: Pairs | None = Field(
+        default=None, description="harmful inputs beside their benign counterfactuals, or null"
+    )
     direction: Direction = Field(default=Direction(), description="how the refusal direction is found")
     search: Search = Field(default=Search(), description="what variant, layer and alpha: search try")
     evaluate: Evaluate = Field(description="what is measured")

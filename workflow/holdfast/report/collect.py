@@ -14,7 +14,7 @@ import pandas as pd
 from holdfast.config.cells import AS_IS, DENSE
 from holdfast.errors import HoldfastError
 from holdfast.evaluation.judges.substring import quick_judge
-from holdfast.report.measures import ability, answers, attacks, mechanism, methods, pairs, transfer
+from holdfast.report.measures import ability, answers, attacks, image_use, mechanism, methods, pairs, transfer
 from holdfast.report.measures.backends import refuse_two_backends
 from holdfast.report.measures.formats import ZeroShot
 from holdfast.report.measures.reading import json_object, point
@@ -27,6 +27,7 @@ MEASURES = (
     answers.MEASURES
     | attacks.MEASURES
     | pairs.MEASURES
+    | image_use.MEASURES
     | ability.MEASURES
     | methods.MEASURES
     | mechanism.MEASURES
@@ -105,6 +106,9 @@ def _rows(
         measured |= pairs.measured(cell, None if cell == dense else dense, halves, judge) if halves else {}
         if method == AS_IS:
             measured |= mechanism.mechanism(results / model / compression, compression)
+            measured |= (
+                image_use.image_use(results / model / compression / "image-use.json") if halves else {}
+            )
             if transferred and compression != DENSE:
                 measured |= transfer.transfer(results / model / compression / "transfer.json")
         else:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,10 @@ def plain_quotes(text: str) -> str:
     return text.replace("\u2019", "'").replace("\u2018", "'")
 
 
-def substring_lists() -> list[str]:
+@cache
+def substring_lists() -> tuple[str, ...]:
     """The names of the lists in ``data/judges``."""
-    return sorted(p.stem for p in LISTS.glob("*.json"))
+    return tuple(sorted(p.stem for p in LISTS.glob("*.json")))
 
 
 def quick_judge(judges: Sequence[str]) -> str:

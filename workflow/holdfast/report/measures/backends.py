@@ -19,7 +19,8 @@ def refuse_two_backends(
     found: dict[str, dict[str, Path]] = {}
     for cell in cells:
         folder = results.joinpath(*cell)
-        asked = [folder, *(folder / "attacks" / name for name in attacked(cell[0])), folder / "borderline"]
+        beside = [*(f"attacks/{name}" for name in attacked(cell[0])), "borderline", "pairs"]
+        asked = [folder, *(folder / name for name in beside)]
         for place in asked:
             for record in [place / "generations/provenance.json", *place.glob("verdicts/*/provenance.json")]:
                 if not any(record.parent.glob("*.jsonl")):
