@@ -20,8 +20,9 @@ OWN = "holdfast"  # what its changes make stale is told by the stages' versions
 RULES = {
     "compress": ("compress", "compress_by_gptqmodel"),
     "fetch": ("fetch", "fetch_judge"),
-    "generate": ("attack", "borderline", "generate", "training_answers"),
-    "judge": ("judge", "judge_attack", "judge_borderline"),
+    "generate": ("answer_pairs", "attack", "borderline", "generate", "training_answers"),
+    "image-use": ("image_use",),
+    "judge": ("judge", "judge_attack", "judge_borderline", "judge_pairs"),
     "judge-by-model": ("judge_attack_by_model", "judge_by_model"),
     "recalibrate": ("recalibrate", "recalibrate_by_gptqmodel"),
     "text": ("held_out",),
