@@ -1,7 +1,7 @@
 # Harmful inputs beside their benign counterfactuals, checked against all that is learnt or chosen on.
 
 # Whether pairs have images, so that it is measured what they change.
-PICTURED = STUDY.pairs is not None and STUDY.pairs.modality != ["text"]
+PICTURED = STUDY.pairs is not None and STUDY.pairs.pictured()
 # How the roles end that something is learnt or chosen on.
 LEARNT = ("_train", "_validation", "calibration")
 # The user's own files among the sets that pairs are built from.

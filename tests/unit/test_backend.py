@@ -46,6 +46,16 @@ def test_a_study_that_says_nothing_is_answered_by_transformers(load: Load, envir
     assert settled(load(GOOD), Path("results"), environments).backend == "transformers"
 
 
+def test_pairs_with_images_are_answered_by_transformers(load: Load, environments: Path) -> None:
+    chosen = settled(load(asking("auto", pairs={"limit": 2})), Path("results"), environments)
+    assert chosen.backend == "transformers"
+    assert "its pairs have images, which vLLM is not given" in chosen.reason
+    text = load(asking("auto", pairs={"modality": ["text"]}))
+    assert settled(text, Path("results"), environments).backend == "vllm"
+    with pytest.raises(HoldfastError, match="its pairs have images"):
+        settled(load(asking("vllm", pairs={"limit": 2})), Path("results"), environments)
+
+
 def test_auto_takes_what_is_there_and_faster(
     load: Load, environments: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,7 +98,9 @@ def not_served(study: Study, environment: str) -> Iterator[tuple[Cell, str]]:
     for cell in study.cells():
         compression: Any = study.compressions[cell.compression]
         kind, bits = getattr(compression, "quantize", None), getattr(compression, "bits", None)
-        if stages.get(cell.method) == "steer":
+        if study.pairs and study.pairs.pictured():
+            yield cell, "its pairs have images, which vLLM is not given"
+        elif stages.get(cell.method) == "steer":
             yield cell, "it is steered at run time"
         elif kind in ("llm-int8", "nf4"):
             yield cell, "bitsandbytes is not in vLLM's environments"

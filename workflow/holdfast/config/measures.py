@@ -125,6 +125,10 @@ class Pairs(Section):
     )
     sources: dict[str, Data] = Field(default={}, description="sets that no package carries, by name")
 
+    def pictured(self) -> bool:
+        """Whether any of the pairs may have images."""
+        return self.modality != ["text"]
+
     @model_validator(mode="after")
     def fits_benchmark(self) -> "Pairs":
         own = self.benchmark == "holdfast"
