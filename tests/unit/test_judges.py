@@ -13,8 +13,8 @@ from holdfast.evaluation.judges import attack_success, degenerate, judge_files, 
 from holdfast.evaluation.judges.asking import asked, disarmed, judge_by_model, marks
 from holdfast.evaluation.judges.models import MODEL_JUDGES, model_judge
 from holdfast.evaluation.judges.substring import LISTS
-from holdfast.evaluation.shown import Chat
 from holdfast.files import read_json, read_jsonl, write_jsonl
+from holdfast.prompts.templates import render
 from tiny import tiny_llama
 
 RECORD = {
@@ -334,8 +334,12 @@ def test_strongreject_is_asked_in_the_graders_own_chat_template(
     judge_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[str] = []
-    plain = Chat.shown
-    monkeypatch.setattr(Chat, "shown", lambda self, texts: shown.extend(r := plain(self, texts)) or r)
+
+    def rendered(*asked: Any) -> list[str]:
+        shown.extend(found := render(*asked))
+        return found
+
+    monkeypatch.setattr("holdfast.prompts.templates.render", rendered)
     monkeypatch.setitem(MODEL_JUDGES, "strongreject", replace(MODEL_JUDGES["strongreject"], max_new_tokens=4))
     recipe = {"name": "rubric", "judge": "strongreject", "batch_size": 2}
     judge_by_model(judge_dir, generations(tmp_path, 2)[:1], tmp_path / "out", recipe)
