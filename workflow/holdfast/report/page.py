@@ -6,7 +6,6 @@ forbids itself scripts and every load from outside.
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from holdfast.evaluation.judges.agreement import human_agreement
-from holdfast.files import read_json, read_jsonl, write_text
+from holdfast.files import read_json, write_text
 from holdfast.report.claims import claims
 from holdfast.report.collect import Cell
 from holdfast.report.figures import ALT, render_figures
 from holdfast.report.findings import gaps
 from holdfast.report.numbers import Numbers
 from holdfast.report.pair_samples import pair_samples
+from holdfast.report.samples import samples
 from holdfast.report.tables import model_tables, models
-from holdfast.report.wording import visible
 
 SAMPLES = {"attack": 5, "over_refusal": 3}
 
@@ -94,24 +93,8 @@ def inline_svg(svg: str, name: str, alt: str) -> Markup:
 
 
 def _samples(cell: Path) -> dict[str, list[dict[str, Any]]]:
-    """The first completions of each prompt set, the same prompts in every cell, with their verdicts."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name, count in SAMPLES.items():
-        file = cell / f"generations/{name}.jsonl"
-        verdicts: dict[str, list[str]] = {}
-        lists, models = cell.glob(f"verdicts/{name}.jsonl"), sorted(cell.glob(f"verdicts/*/{name}.jsonl"))
-        for record in chain.from_iterable(map(read_jsonl, [*lists, *models])):
-            said = f"{record.get('judge')}: {record.get('label')}"
-            verdicts.setdefault(str(record.get("prompt_id")), []).append(said)
-        found[name] = [
-            {
-                "prompt": visible(str(r.get("prompt", ""))),
-                "completion": visible(str(r.get("completion", ""))),
-                "verdicts": verdicts.get(str(r.get("prompt_id")), []),
-            }
-            for r in (read_jsonl(file) if file.is_file() else [])[:count]
-        ]
-    return found
+    """The first completions of each prompt set, the same prompts in every cell."""
+    return {name: list(samples(cell, name, count).values()) for name, count in SAMPLES.items()}
 
 
 def _made_by(results: Path, cells: list[Cell]) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ from PIL import Image
 from holdfast.files import read_jsonl
 from holdfast.prompts.images import load_images
 from holdfast.report.measures.pairs import read_pairs
+from holdfast.report.samples import samples
 from holdfast.report.wording import visible
 
 OF_EACH_MODALITY = 2
@@ -38,7 +39,9 @@ def pair_samples(results: Path, cells: Sequence[Cell], missing: set[Cell]) -> li
         return []
     records = {str(r["id"]): r for r in read_jsonl(file)}
     shown: dict[str, list[dict[str, Any]]] = {}
-    said = {cell: {} if cell in missing else _answers(results.joinpath(*cell, "pairs")) for cell in cells}
+    said = {
+        cell: {} if cell in missing else samples(results.joinpath(*cell, "pairs"), "pairs") for cell in cells
+    }
     for pair in read_pairs(file):
         of_modality = shown.setdefault(pair.modality, [])
         if len(of_modality) < OF_EACH_MODALITY:
@@ -57,23 +60,6 @@ def _half(
         "text": visible(str(record["text"])),
         "images": [_inline(image) for image in load_images(record, folder)],
         "answers": [(" / ".join(cell), of_cell[name]) for cell, of_cell in said.items() if name in of_cell],
-    }
-
-
-def _answers(folder: Path) -> dict[str, dict[str, Any]]:
-    """A cell's completions by prompt id, with the judges' labels."""
-    generations = folder / "generations/pairs.jsonl"
-    labels: dict[str, list[str]] = {}
-    for file in sorted(folder.glob("verdicts/**/pairs.jsonl")):
-        for record in read_jsonl(file):
-            told = f"{record.get('judge')}: {record.get('label')}"
-            labels.setdefault(str(record.get("prompt_id")), []).append(told)
-    return {
-        (name := str(r.get("prompt_id"))): {
-            "completion": visible(str(r.get("completion", ""))),
-            "verdicts": labels.get(name, []),
-        }
-        for r in (read_jsonl(generations) if generations.is_file() else [])
     }
 
 
