@@ -3,7 +3,10 @@
     python benchmarks/cluster.py [--jobs 10000 50000] [--finished 10000]
 
 The studies lie in a temporary folder and compute nothing: 7 methods on 13 checkpoints a model, as many models as make
-the number of jobs. For the run that has nothing to do every output is made, empty, and `snakemake --touch` records it.
+the number of jobs. For the run that has nothing to do every output is made, empty, and recorded as done (finished.py).
+
+Beside each, Snakemake's own part: rules of nothing but file names (trivial.smk), with as many jobs and files as the
+study, and with as many jobs of two files each.
 """
 
 import argparse
@@ -18,7 +21,7 @@ from typing import Any
 
 import measured
 import yaml
-from holdfast.config.measures import Prompts
+from holdfast.config.prompt_sets import Prompts
 
 ROOT = Path(__file__).parents[1]
 TARGETS = {10_000: (10, 300), 50_000: (45, 1000)}  # jobs: seconds, MB
@@ -26,6 +29,7 @@ NOTHING_TO_DO = 15  # seconds, of 10,000 jobs
 ROLES = [role for role, field in Prompts.model_fields.items() if field.is_required()]
 FOLDERS = ("activations", "direction", "figures")  # outputs that are folders
 JOBS_PER_MODEL, JOBS_APART = 403, 12
+TRIVIAL_PER_MODEL, CHAIN = 411, 3  # jobs, in trivial.smk
 
 
 def study(jobs: int) -> dict[str, Any]:
@@ -69,44 +73,64 @@ def write(folder: Path, jobs: int) -> None:
     (folder / "study.yaml").write_text(yaml.safe_dump(study(jobs), sort_keys=False))
 
 
-def snakemake(folder: Path, *options: str) -> list[str]:
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
-    return [*command, "--directory", str(folder), "--configfile", str(folder / "study.yaml"), *options]
+def snakemake(folder: Path, snakefile: Path, *options: str) -> list[str]:
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--cores", "2"]
+    return [*command, "--directory", str(folder), *options]
 
 
-def planned(folder: Path) -> str:
-    done = subprocess.run(snakemake(folder, "--dry-run"), capture_output=True, text=True, check=True)
+def ours(folder: Path) -> list[str]:
+    return snakemake(folder, ROOT / "Snakefile", "--configfile", str(folder / "study.yaml"))
+
+
+def trivial(folder: Path, **config: int) -> list[str]:
+    said = [f"{key}={value}" for key, value in config.items()]
+    return snakemake(folder, ROOT / "benchmarks/trivial.smk", "--config", *said)
+
+
+def planned(command: list[str]) -> str:
+    done = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=True)
     return done.stdout + done.stderr
 
 
-def finish(folder: Path) -> None:
-    """Every output of the study, empty, as if all jobs had run."""
-    for line in re.findall(r"^    output: (.*)$", planned(folder), re.MULTILINE):
+def finish(folder: Path, command: list[str]) -> None:
+    """Every output, empty, as if all jobs had run."""
+    for line in re.findall(r"^    output: (.*)$", planned(command), re.MULTILINE):
         for output in line.split(", "):
             path = folder / output
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.name in FOLDERS:
+            if path.name in FOLDERS and command == ours(folder):
                 path.mkdir(exist_ok=True)
             else:
                 path.touch()
-    measured.run(snakemake(folder, "--touch", "--quiet", "all"))
+    recorded = [sys.executable, str(ROOT / "benchmarks/finished.py"), *command[3:]]
+    measured.run([*recorded, "--quiet", "all"])
+    assert "Nothing to be done" in planned(command)
 
 
-def timed(folder: Path, *options: str) -> tuple[measured.Measured, float]:
+def timed(command: list[str]) -> tuple[measured.Measured, float]:
     """What a run costs, and the processor's seconds in it, which a busy machine stretches less."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    found = measured.run(snakemake(folder, *options))
+    found = measured.run(command)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return found, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def told(what: str, of: tuple[measured.Measured, float], seconds: int, megabytes: int | None = None) -> str:
-    found, processor = of
-    peak = found.peak_bytes / 1e6
+def told(what: str, of: tuple[measured.Measured, float], seconds: int, megabytes: int | None = None) -> None:
+    found, _ = of
     wanted = f"{seconds} s" + (f", {megabytes} MB" if megabytes else "")
-    good = found.seconds <= seconds and (megabytes is None or peak <= megabytes)
-    spent = f"{found.seconds:.1f} s ({processor:.1f} s of processor time), {peak:.0f} MB"
-    return f"{what}: {spent} (target {wanted}: {'reached' if good else 'missed'})"
+    good = found.seconds <= seconds and (megabytes is None or found.peak_bytes / 1e6 <= megabytes)
+    print(f"{what}: {shown(of)} (target {wanted}: {'reached' if good else 'missed'})", flush=True)
+
+
+def beside(what: str, of: tuple[measured.Measured, float], ours: tuple[measured.Measured, float]) -> None:
+    times, memory = ours[1] / of[1], ours[0].peak_bytes / of[0].peak_bytes
+    ratio = f"ours / this: {times:.2f} in processor time, {memory:.2f} in memory"
+    print(f"  trivial rules, {what}: {shown(of)}; {ratio}", flush=True)
+
+
+def shown(of: tuple[measured.Measured, float]) -> str:
+    found, processor = of
+    return f"{found.seconds:.1f} s ({processor:.1f} s of processor time), {found.peak_bytes / 1e6:.0f} MB"
 
 
 def main() -> None:
@@ -120,15 +144,22 @@ def main() -> None:
         for jobs in arguments.jobs:
             folder = Path(scratch) / str(jobs)
             write(folder, jobs)
-            found = timed(folder, "--dry-run", "--quiet", "rules", "progress")
-            print(told(f"planning {jobs} jobs", found, *TARGETS[jobs]), flush=True)
-        if arguments.finished:
-            folder = Path(scratch) / "finished"
-            write(folder, arguments.finished)
-            finish(folder)
-            assert "Nothing to be done" in planned(folder)
-            found = timed(folder, "--quiet", "all")
-            print(told(f"nothing to do, of {arguments.finished} jobs", found, NOTHING_TO_DO))
+            quietly = ["--dry-run", "--quiet", "rules", "progress"]
+            found = timed([*ours(folder), *quietly])
+            told(f"planning {jobs} jobs", found, *TARGETS[jobs])
+            grid = trivial(folder, models=round(jobs / TRIVIAL_PER_MODEL))
+            beside("as many files", timed([*grid, *quietly]), found)
+            chains = trivial(folder, chains=jobs // CHAIN)
+            beside("two files a job", timed([*chains, *quietly]), found)
+        if jobs := arguments.finished:
+            folder, apart = Path(scratch) / "finished", Path(scratch) / "trivial"
+            grid = trivial(apart, models=round(jobs / TRIVIAL_PER_MODEL))
+            for where, command in ((folder, ours(folder)), (apart, grid)):
+                write(where, jobs)
+                finish(where, command)
+            found = timed([*ours(folder), "--quiet", "all"])
+            told(f"nothing to do, of {jobs} jobs", found, NOTHING_TO_DO)
+            beside("as many files", timed([*grid, "--quiet", "all"]), found)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-# Beside a cell's own answers: the attack prompts under other settings, borderline prompts, and pairs, each a folder
-# with generations/ and verdicts/ of its own, so that adding one runs nothing else.
+# Beside a cell's own answers: the attack prompts under other settings, borderline prompts, pairs, and questions about
+# images, each a folder with generations/ and verdicts/ of its own, so that adding one runs nothing else.
 
 
 rule attack:
@@ -56,6 +56,19 @@ use rule attack as answer_pairs with:
         "<logs>/{model}/{compression}/{method}/pairs/generate.log",
     benchmark:
         "<benchmarks>/{model}/{compression}/{method}/pairs/generate.tsv"
+
+
+use rule attack as answer_visual with:
+    input:
+        model=cell_checkpoint,
+        prompts="<results>/visual/visual.jsonl",
+        environment=ANSWER_ENVIRONMENT,
+    output:
+        "<results>/{model}/{compression}/{method}/visual/generations/visual.jsonl",
+    log:
+        "<logs>/{model}/{compression}/{method}/visual/generate.log",
+    benchmark:
+        "<benchmarks>/{model}/{compression}/{method}/visual/generate.tsv"
 
 
 rule judge_attack:

@@ -1,6 +1,6 @@
 # Which study runs, where its results go, and the functions the rules share. Light imports only: every
 # cluster job reads this again.
-import gc
+import inspect
 import itertools
 import json
 import os
@@ -11,16 +11,14 @@ from pathlib import Path
 from holdfast.cluster.claim import refuse_latecomer
 from holdfast.cluster.configs import Sizes
 from holdfast.cluster.needs import Requests
-from holdfast.cluster.site import Site, here
+from holdfast.cluster.site import Site, here, jobs_have_gpus, profiled
+from holdfast.cluster.software import show_in_container
 from holdfast.config import AS_IS, DENSE, load_study
 from holdfast.config.backend import answered_by, settled
 from holdfast.config.recipes import TASKS, download_name, downloads
 from holdfast.errors import HoldfastError
+from holdfast.files import SCRATCH
 from holdfast.hub import SWITCHES, USERS
-
-# Snakemake makes millions of objects that stay while it plans. With Python's own thresholds the collector looks at them
-# over and over: a fifth of the time that planning takes.
-gc.set_threshold(200_000, 30, 30)
 
 
 def study_file():
@@ -50,6 +48,7 @@ try:
         Path("results", STUDY.study),
         Path(ENVIRONMENTS),
         of_a_job=not workflow.is_main_process,
+        gpus=jobs_have_gpus(submitted=profiled()),
     )
     STUDY = answered_by(STUDY, ANSWERS.backend)
 except HoldfastError as error:
@@ -68,6 +67,19 @@ os.environ.update(
         [os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]
     )
 )
+
+# The site file's container and scratch space are for jobs on nodes only: what runs on this machine stays outside, and
+# Snakemake, which keeps its record of a job here, knows of none, so that another image makes nothing stale.
+NODE = here() if workflow.remote_exec else Site()
+if NODE.scratch:
+    os.environ[SCRATCH] = NODE.scratch
+if NODE.container:
+    seen = [workflow.basedir, "results", *filter(None, [NODE.scratch])]
+    show_in_container(map(Path, seen))
+
+
+container: NODE.container
+
 
 CELLS = STUDY.cells()
 PROMPT_ROLES = STUDY.prompts.roles()
@@ -110,15 +122,23 @@ wildcard_constraints:
     download=any_of(DOWNLOADS),
 
 
+def asked_often(function):
+    """The function with its signature at hand, which Snakemake looks up at every call, for every job."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
 def recipe(stage):
     """A `params` function: what the stage's job depends on, and nothing else, as JSON."""
 
+    @asked_often
     def of_job(wildcards):
         names = {
             k: wildcards.get(k)
             for k in ("model", "compression", "method", "role", "attack", "judge")
         }
-        return json.dumps(STUDY.recipe(stage, **names) | brought_text(stage))
+        text = json.dumps(STUDY.recipe(stage, **names) | brought_text(stage))
+        return sys.intern(text)  # most jobs of a stage have the same
 
     return of_job
 
@@ -142,7 +162,8 @@ def told(line):
 
 
 def on_cluster():
-    return workflow.remote_exec or workflow.non_local_exec
+    """Also where a dry run, which has no executor, was given the profile."""
+    return workflow.remote_exec or workflow.non_local_exec or profiled()
 
 
 REQUESTS = Requests(
@@ -155,12 +176,16 @@ REQUESTS = Requests(
     ),
     site=lambda: here() if on_cluster() else Site(),
     on_cluster=on_cluster,
+    vllm=ANSWERS.environment,
+    say=told,
+    results=Path("results", STUDY.study),
 )
 
 
 def needs(resource):
     """A function of `threads` and `resources`: what a job asks for, from its model's size; on a retry, more."""
 
+    @asked_often
     def of_job(wildcards, attempt, rulename):
         asked = REQUESTS.of(rulename, tuple(wildcards.items()), attempt)
         return getattr(asked, resource) or None
@@ -173,209 +198,6 @@ def needs(resource):
 NEEDS = {
     name: needs(name) for name in ("gpu", "gpu_model", "mem_mb", "runtime", "disk_mb")
 }
-
-
-def local_files(*sources):
-    """The user's own files behind ``file:`` and ``path:`` sources: changing one makes its results stale.
-
-    Of a ``hub:`` model, the record of its download, which is pinned: downloading it again makes nothing stale.
-    """
-    files = []
-    for source in sources:
-        kind, _, where = str(source).partition(":")
-        if kind == "file":
-            files.append(where)
-        elif kind == "hub":
-            name = download_name(str(source))
-            files.append(ancient(f"<results>/downloads/{name}.json"))
-        elif kind == "path":
-            found = Path(where).expanduser()
-            files += [str(p) for p in sorted(found.glob("*.safetensors"))]
-            files += [str(p) for p in sorted(found.glob("*config.json"))]
-    return files
-
-
-def prompt_files(wildcards):
-    source = STUDY.recipe("prompts", role=wildcards.role)["source"]
-    return [] if source.startswith("hub:") else local_files(source)
-
-
-def suffix_file(wildcards):
-    return local_files(STUDY.evaluate.attacks[wildcards.attack].suffix)
-
-
-def model_files(wildcards):
-    model = STUDY.models[wildcards.model]
-    return local_files(model.source, model.adapter)
-
-
-def judge_files(wildcards):
-    return local_files(STUDY.evaluate.judge_models[wildcards.judge].source)
-
-
-def dense_direction(wildcards):
-    """Of a compressed model, the dense one's direction: does it act there too?"""
-    dense = wildcards.compression == DENSE
-    return [] if dense else [f"<results>/{wildcards.model}/{DENSE}/direction"]
-
-
-def published_files(wildcards):
-    recipe = STUDY.recipe("compress", compression=wildcards.compression)
-    return local_files(recipe.get("source"))
-
-
-def ability_files(wildcards):
-    section = STUDY.evaluate
-    text = section.perplexity.source
-    files = [HELD_OUT] if text.startswith("hub:") else local_files(text)
-    if TASKS in DOWNLOADS:
-        files.append(ancient(f"<results>/downloads/{TASKS}.json"))
-    if section.zero_shot.folder:
-        files += map(str, sorted(Path(section.zero_shot.folder).glob("*.jsonl")))
-    return files
-
-
-def calibration_text(wildcards):
-    """Calibration text; a compression that does not use it is not made stale by it."""
-    text = "<results>/prompts/calibration.jsonl"
-    uses = "samples" in STUDY.recipe("compress", compression=wildcards.compression)
-    return text if uses else ancient(text)
-
-
-# A checkpoint is known by the record in it, written last, and not declared as a directory(): Snakemake
-# would keep its time in a file inside, which copies of the checkpoint share (hard links), so that every
-# copy would make its source look new.
-def cell_checkpoint(wildcards):
-    """The checkpoint a cell is measured on; the method as-is has none of its own."""
-    if wildcards.method == AS_IS:
-        return "<results>/{model}/{compression}/checkpoint/provenance.json"
-    return "<results>/{model}/{compression}/{method}/checkpoint/provenance.json"
-
-
-def matched(stage, record):
-    """An input function: the record of the finished method that a matched control takes its settings from."""
-
-    def of_job(wildcards):
-        target = STUDY.recipe(stage, method=wildcards.method).get("matched_to")
-        return (
-            f"<results>/{{model}}/{{compression}}/{target}/checkpoint/{record}"
-            if target
-            else []
-        )
-
-    return of_job
-
-
-def matched_to(wildcards, input):
-    return f"--matched-to {input.matched}" if input.get("matched") else ""
-
-
-def of_cells(pattern, wanted=lambda cell: True):
-    """A file of every cell that is wanted."""
-    return [pattern.format(**c._asdict()) for c in CELLS if wanted(c)]
-
-
-def of_model_judges():
-    """Verdicts of every judge that is a model, and of a headline judge under the attack settings too."""
-    cell = "<results>/{model}/{compression}/{method}"
-    files = [
-        file
-        for judge in MODEL_JUDGES
-        for file in of_cells(f"{cell}/verdicts/{judge}/attack.jsonl")
-    ]
-    if (headline := STUDY.evaluate.judges[0]) in MODEL_JUDGES:
-        files += of_asked(f"verdicts/{headline}", lambda folder: "attacks/" in folder)
-    return files
-
-
-def of_checkpoints(pattern, wanted=lambda compression: True):
-    """A file of every compressed (or dense) checkpoint that is wanted."""
-    return [pattern.format(model=m, compression=c) for m, c in CHECKPOINTS if wanted(c)]
-
-
-def methods_of(stage):
-    """The methods whose checkpoints one stage makes: edit, instruct, steer, recalibrate or tune."""
-    return [name for name, made_by in STUDY.stages().items() if made_by == stage]
-
-
-def asked_beside(model):
-    """What a model's cells are asked beside the usual prompts, each in a folder of its own: (folder, prompt set)."""
-    found = [(f"attacks/{name}", "attack") for name in STUDY.attacks_on(model)]
-    found += [("borderline", "borderline")] if "borderline" in PROMPT_ROLES else []
-    return found + ([("pairs", "pairs")] if STUDY.pairs else [])
-
-
-def of_asked(what, wanted=lambda folder: True):
-    """A file of every cell on each of these, such as their verdicts."""
-    return [
-        f"<results>/{c.model}/{c.compression}/{c.method}/{folder}/{what}/{prompts}.jsonl"
-        for c in CELLS
-        for folder, prompts in asked_beside(c.model)
-        if wanted(folder)
-    ]
-
-
-def edited(cell):
-    return cell.method in methods_of("edit")
-
-
-def compressed(compression):
-    return compression != DENSE
-
-
-def rank(kept, removed):
-    """A rule's priority: what most waits for goes first; where checkpoints are removed, what is nearest to done, so
-    that few lie there at a time."""
-    return kept if STUDY.keep_checkpoints else removed
-
-
-def discarded():
-    """The records of what is removed, of every compressed and edited checkpoint."""
-    if STUDY.keep_checkpoints:
-        return []
-    of_methods = of_cells(
-        "<results>/{model}/{compression}/{method}/checkpoint/removed.json",
-        lambda cell: cell.method != AS_IS,
-    )
-    record = "<results>/{model}/{compression}/checkpoint/removed.json"
-    return of_methods + of_checkpoints(record, compressed)
-
-
-def users_of_method(wildcards):
-    return users_of_cell(dict(wildcards.items()))
-
-
-def users_of_cell(names):
-    """What is measured on a cell's checkpoint."""
-    cell = "<results>/{model}/{compression}/{method}"
-    used = [f"{cell}/generations/attack.jsonl", f"{cell}/ability/perplexity.json"]
-    used += [
-        f"{cell}/{folder}/generations/{prompts}.jsonl"
-        for folder, prompts in asked_beside(names["model"])
-    ]
-    return [file.format(**names) for file in used]
-
-
-def users_of_compression(wildcards):
-    """What is measured on a compression's checkpoint, and on all that is made from it."""
-    folder = "<results>/{model}/{compression}"
-    used = [f"{folder}/direction", f"{folder}/mediation/verdicts.jsonl"]
-    used += [f"{folder}/transfer.json"] if TRANSFERRED else []
-    used += [f"{folder}/image-use.json"] if PICTURED else []
-    found = [file.format(**wildcards) for file in used]
-    for cell in CELLS_OF[wildcards.model, wildcards.compression]:
-        found += users_of_cell(cell._asdict())
-        if cell.method != AS_IS:
-            made = f"{folder}/{cell.method}/checkpoint/provenance.json"
-            found.append(made.format(**wildcards))
-    return found
-
-
-def training_answers(wildcards):
-    """The dense model's answers that a new calibration mixes in: refusals of harmful prompts, or the control's."""
-    kind = STUDY.methods[wildcards.method].recalibrate
-    role = "harmful_train" if kind == "refusals" else "harmless_train"
-    return f"<results>/{{model}}/{DENSE}/training-answers/{role}.jsonl"
 
 
 def by_gptqmodel(compression):

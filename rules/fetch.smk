@@ -23,6 +23,13 @@ rule download:
         "holdfast download {output} --recipe {params.recipe:q} > {log} 2>&1"
 
 
+rule brought:  # all that needs a network; `snakemake brought` is the first part of a run, by itself
+    input:
+        needing_network(),
+        ANSWER_ENVIRONMENT,
+    localrule: True
+
+
 rule fetch:
     input:
         model_files,

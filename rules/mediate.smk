@@ -5,7 +5,7 @@ rule mediate:
     input:
         model="<results>/{model}/{compression}/checkpoint/provenance.json",
         direction="<results>/{model}/{compression}/direction",
-        dense=dense_direction,
+        dense=of_dense("direction"),
         harmful="<results>/prompts/attack.jsonl",
         harmless="<results>/prompts/over_refusal.jsonl",
         disjoint=ancient("<results>/prompts/disjoint.json"),

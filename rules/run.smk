@@ -1,15 +1,19 @@
-# What a run does before its first job and after its last.
+# How a run plans, and what it does before its first job and after its last.
+import atexit
+import gc
 import subprocess
 
 from holdfast.cluster.claim import RUN, claim, release
 from holdfast.cluster.commands import prepare
-from holdfast.cluster.undone import undone
+from holdfast.cluster.undone import single, undone
 from holdfast.config.backend import record
 
-TROUBLE = """\
-Some jobs failed; their messages stand above and in results/STUDY/logs. Run the same command again to go on
-where it stopped.
-"""
+# Snakemake makes millions of objects that stay while it plans. With Python's own thresholds the collector looks at them
+# over and over, and once more when the process ends: a third of the time that planning takes.
+gc.set_threshold(200_000, 30, 30)
+atexit.register(gc.freeze)
+
+MOST_TOLD = 20  # failed jobs
 DEFAULT_RATE = (100, 1)  # jobs and seconds of Snakemake's --max-jobs-per-timespan
 LONG_AGO = 946684800  # 2000-01-01, seconds
 CLAIMS = []  # the study's lock, held while this process lives
@@ -26,6 +30,17 @@ def without_idle_passes():
         workflow.scheduler.job_rate_limiter = None
 
 
+def refuse_other_deployment():
+    """A user's own --sdm takes the place of the profile's: jobs would run outside the site file's container."""
+    methods = {m.name.lower() for m in workflow.deployment_settings.deployment_method}
+    if here().container and "apptainer" not in methods:
+        raise HoldfastError(
+            "leaves out the container of the site file",
+            f"--software-deployment-method {' '.join(sorted(methods))}",
+            "add apptainer, or set container to null",
+        )
+
+
 def begin():
     """Before the first job: claim the study, so that nothing else writes into it. Ends a run that cannot begin."""
     without_idle_passes()
@@ -34,6 +49,7 @@ def begin():
     run = executor.run_uuid if by_slurm else None  # the name of all its Slurm jobs
     try:
         if by_slurm:
+            refuse_other_deployment()
             prepare(Path(workflow.basedir, "profiles/slurm"))
         CLAIMS.append(
             claim(
@@ -54,6 +70,24 @@ def end():
     """All jobs have ended, well or not."""
     while CLAIMS:
         release(CLAIMS.pop())
+
+
+def tell_failures(workflow):
+    """Which jobs failed and where they say why, whatever Snakemake was told to keep quiet about."""
+    failed = single(workflow.scheduler.failed)
+    lines = [
+        f"failed: {job.rule.name} {os.sep.join(job.wildcards)}: see {' '.join(job.log)}"
+        for job in failed[:MOST_TOLD]
+    ]
+    if (more := len(failed) - MOST_TOLD) > 0:
+        lines.append(f"and {more} more, in results/{STUDY.study}/logs")
+    if profiled():
+        lines.append(
+            "A log that says nothing is of a job that was ended from outside, for its memory or its time: the reason is"
+            " in .snakemake/slurm_logs (docs/cluster.md)."
+        )
+    lines.append("Run the same command again to go on where it stopped.")
+    print(*lines, sep="\n", file=sys.stderr)
 
 
 def write_with_gaps(workflow):

@@ -2,40 +2,46 @@
 
 
 rule tables:
+    # Files of every cell are listed for the job itself, and not again in each job that reads the rules.
     input:
         config=ancient(STUDY_FILE),
-        attack=of_cells(
+        attack=lambda wildcards: of_cells(
             "<results>/{model}/{compression}/{method}/verdicts/attack.jsonl"
         ),
-        over_refusal=of_cells(
+        over_refusal=lambda wildcards: of_cells(
             "<results>/{model}/{compression}/{method}/verdicts/over_refusal.jsonl"
         ),
-        asked=of_asked("verdicts"),
-        by_models=of_model_judges(),
-        zero_shot=of_cells(
+        asked=lambda wildcards: of_asked("verdicts"),
+        by_models=lambda wildcards: of_model_judges(),
+        zero_shot=lambda wildcards: of_cells(
             "<results>/{model}/{compression}/{method}/ability/zero_shot.json"
         ),
-        perplexity=of_cells(
+        perplexity=lambda wildcards: of_cells(
             "<results>/{model}/{compression}/{method}/ability/perplexity.json"
         ),
-        edits=of_cells(
+        edits=lambda wildcards: of_cells(
             "<results>/{model}/{compression}/{method}/checkpoint/edit.json", edited
         ),
-        directions=of_checkpoints("<results>/{model}/{compression}/direction"),
-        mediations=of_checkpoints(
+        directions=lambda wildcards: of_checkpoints(
+            "<results>/{model}/{compression}/direction"
+        ),
+        mediations=lambda wildcards: of_checkpoints(
             "<results>/{model}/{compression}/mediation/verdicts.jsonl"
         ),
-        transfers=of_checkpoints(
+        transfers=lambda wildcards: of_checkpoints(
             "<results>/{model}/{compression}/transfer.json",
             lambda compression: TRANSFERRED and compressed(compression),
         ),
-        image_use=of_checkpoints(
+        image_use=lambda wildcards: of_checkpoints(
             "<results>/{model}/{compression}/image-use.json", lambda _: PICTURED
         ),
-        comparisons=of_checkpoints(
+        modalities=lambda wildcards: of_checkpoints(
+            "<results>/{model}/{compression}/modalities", lambda _: STUDY.modalities
+        ),
+        comparisons=lambda wildcards: of_checkpoints(
             "<results>/{model}/{compression}/comparison.json", compressed
         ),
-        cosines=of_checkpoints(
+        cosines=lambda wildcards: of_checkpoints(
             "<results>/{model}/{compression}/comparison.csv", compressed
         ),
     output:

@@ -53,3 +53,11 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     else:
         section[last] = value
     return config
+
+
+def seeing(config: dict[str, Any]) -> dict[str, Any]:
+    """The same study with its embedded model given its vision parts: without, it takes no images."""
+    models = config["models"] | {
+        "one": config["models"]["one"] | {"vision": "package:holdfast/embedded/vision-parts"}
+    }
+    return config | {"models": models}

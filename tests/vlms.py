@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,15 +176,17 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
 
 def tiny_blip(folder: Path) -> Path:
     """Save a random BlipForQuestionAnswering (float32) with its processor: questions in, short answers out."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-    inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    # Words as they stand, for a trained vocabulary has its ties in another order each time, and says something else.
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"]
+    words = sorted(set(re.findall(r"[a-z]+", " ".join(TEXTS).lower())))
+    vocabulary = {token: number for number, token in enumerate([*special, *words])}
+    inner = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     inner.normalizer = normalizers.BertNormalizer()
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "[ENC]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
-    inner.train_from_iterator(list(TEXTS) * 4, trainer)
+    inner.add_special_tokens(special)
     ends = [(token, inner.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     inner.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
@@ -217,6 +220,11 @@ def tiny_vlm(family: str, folder: Path, seed: int = 0) -> Path:
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     model = transformers.AutoModelForImageTextToText.from_config(config).float().eval()
+    for weight in model.parameters():
+        if (
+            weight.dim() > 1 and not weight.any()
+        ):  # Gemma 3's projector begins at 0: every picture would look the same
+            torch.nn.init.normal_(weight, std=0.1)
     torch.random.set_rng_state(state)
     model.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
@@ -259,3 +267,84 @@ def records(folder: Path, name: str, count: int, images: bool = True, seed: int 
     path = folder / f"{name}.jsonl"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def planted_llava(folder: Path, *, shared: bool) -> tuple[Path, torch.Tensor, torch.Tensor]:
+    """A tiny LLaVA that refuses texts with the marker "!" and bright pictures; the two directions planted for them.
+
+    Texts carry their harm along r, pictures theirs along q, which is r where it is ``shared`` and else orthogonal to
+    it. Attention of one block moves both to later positions; the token "I" that refusals open with reads both.
+    """
+    from holdfast.architectures import attention, decoder_layers, writer
+    from holdfast.checkpoints import load_model, load_tokenizer
+    from holdfast.refusal.interventions import component, random_unit
+    from planted import MARKER
+
+    tiny_vlm("llava", folder)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    r, q = (random_unit(torch.zeros(64), seed) for seed in (11, 12))
+    q = r if shared else (q - (q @ r) * r) / (q - (q @ r) * r).norm()
+    both = [r] if shared else [r, q]
+    with torch.no_grad():
+        embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+        for of in both:
+            embedding.sub_(component(embedding, of))
+        for layer in decoder_layers(model):
+            for kind in ("o_proj", "down_proj"):
+                weight = writer(layer, kind).weight
+                weight.mul_(0.1)
+                for of in both:
+                    weight.sub_(torch.outer(of, of @ weight))
+        embedding[tokenizer(f" {MARKER}", add_special_tokens=False)["input_ids"][-1]] += 3 * r
+        block = attention(decoder_layers(model)[0])
+        for channel, of in enumerate(both):
+            block.v_proj.weight[channel] = 4 * of
+            block.o_proj.weight[:, channel] = 4 * of
+        head[tokenizer("I", add_special_tokens=False)["input_ids"][0]] += sum(both)
+        _write_along(model, q)
+    model.save_pretrained(folder)
+    return folder, r, q
+
+
+def _write_along(model: Any, q: torch.Tensor) -> None:
+    """Let the projector write 3 q for a bright picture, nothing for a dark one, and little else."""
+    projector, kept = model.model.multi_modal_projector, []
+    handle = projector.linear_2.register_forward_pre_hook(lambda _module, args: kept.append(args[0]))
+    for level in (-1.0, 1.5):
+        model.get_image_features(torch.full((1, 3, 32, 32), level))
+    handle.remove()
+    dark, bright = (hidden.reshape(-1, hidden.shape[-1]).mean(0) for hidden in kept)
+    along = (bright - dark) / (bright - dark).square().sum()
+    projector.linear_2.weight.copy_(3 * torch.outer(q, along))
+    projector.linear_2.bias.copy_(-3 * q * (along @ dark))
+
+
+def plain(path: Path, level: int, tint: int) -> dict[str, str]:
+    """Write a picture of one colour, bright or dark by ``level`` (0 to 255); as a record names it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (48, 40), (level, level, (level + tint) // 2)).save(path)
+    return {
+        "file": f"{path.parent.name}/{path.name}",
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+
+
+def shown_as(folder: Path, modalities: tuple[str, ...], count: int, start: int = 0) -> Path:
+    """``pairs.jsonl`` for :func:`planted_llava`: prompts with the marker and bright pictures are the harmful ones."""
+    from planted import prompts
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for modality in modalities:
+        for label, kind, level in (("harmful", "harmful", 235), ("benign", "harmless", 20)):
+            for i, text in enumerate(prompts(kind, count, start)):
+                name = f"{modality}-{label}-{i}"
+                about = {"id": name, "label": label, "pair": f"{modality}-{i}", "modality": modality}
+                about |= {"category": "", "content": f"{label}-{i}", "text": text}
+                if modality != "text":
+                    level_of = level + i if modality == "image" else level - i
+                    image = plain(folder / "images" / f"{name}.png", level_of, 16 * i)
+                    about |= {"text": f"what does it say {i}", "images": [image]}
+                lines.append(json.dumps(about))
+    (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "pairs.jsonl"

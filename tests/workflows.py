@@ -32,7 +32,8 @@ FILES = {
     "activations": ["activations.safetensors"], "direction": ["direction.json"], "figures": ["asr.svg"],
     "mediate": ["verdicts.jsonl", "answers.jsonl"],
     "recalibrate": ["provenance.json"], "tune": ["tuning.json", "provenance.json"],
-    "discard": ["removed.json"], "pairs": ["pairs.jsonl"],
+    "discard": ["removed.json"], "pairs": ["pairs.jsonl"], "draw": ["pairs.jsonl"], "modalities": ["modalities.json"],
+    "visual": ["visual.jsonl"],
     "ability": ["lm_eval.json", "zero_shot.json", "perplexity.json"],
     "tables": ["refusal.csv", "refusal.md", "refusal.tex", "claims.csv", "leaderboard.csv", "costs.csv"],
 }
@@ -43,7 +44,7 @@ with open("environment.jsonl", "a") as stream:
 if Path("broken").exists() and Path("broken").read_text() in " ".join(sys.argv):
     sys.exit(1)
 FILES["generate"] = FILES["judge"] = [Path(a).name for a in arguments if a.endswith(".jsonl")]
-FILES["judge-by-model"] = FILES["judge"]
+FILES["judge-by-model"] = FILES["score"] = FILES["judge"]
 options = [i for i, a in enumerate(arguments) if a.startswith("--")] or [len(arguments)]
 out = Path(arguments[options[0] - 1])
 out.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +146,7 @@ def new_workflow(folder: Path) -> Workflow:
     (folder / "bin/holdfast").write_text(f"#!{folder}/bin/python\n{STAGE}")
     (folder / "bin/holdfast").chmod(0o755)
     (folder / "model").mkdir()
-    (folder / "model/config.json").write_text("{}")
+    (folder / "model/config.json").write_text('{"vision_config": {}}')
     for role in [*ROLES, "calibration"]:
         (folder / f"{role}.jsonl").write_text(json.dumps({"id": role, "text": role}) + "\n")
     (folder / "heldout.txt").write_text("text")

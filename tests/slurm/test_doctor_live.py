@@ -29,24 +29,32 @@ def doctor(
 
 
 def test_all_is_well_and_a_job_finds_its_way(cluster: Cluster, tmp_path: Path) -> None:
-    site = {"gpu_type": "fake", "partitions": PARTITIONS}
+    site = {"gpu_type": "fake", "gpu_memory_gb": 0, "partitions": PARTITIONS}
     code, told = doctor(tmp_path, cluster, site, "--try-job")
     assert code == 0, told
     assert told.endswith("all well\n")
-    assert "well: partition gpu: up, 2 of 2 nodes usable, up to 1 fake GPU each" in told
+    assert "well: partition gpu: up, 2 of 2 nodes usable, up to 1 fake GPU or 2 fake GPU each" in told
     for name in PARTITIONS:
         assert f"well: a job in {name}: starts, imports holdfast, and its files are seen here" in told
     assert not list((tmp_path / "results").glob(".doctor*"))
 
 
+def test_a_gpu_that_torch_does_not_see(cluster: Cluster, tmp_path: Path) -> None:
+    code, told = doctor(
+        tmp_path, cluster, {"gpu_type": "fake", "partitions": {"gpu": {"max_gpu": 1}}}, "--try-job"
+    )
+    assert code == 2
+    assert "wrong: a job in gpu: was given a GPU, and torch sees none there: " in told
+
+
 def test_every_difference_from_the_cluster_is_a_line(cluster: Cluster, tmp_path: Path) -> None:
-    partitions = {"gpu": {"max_gpu": 2, "max_runtime": "2d"}, "old": {}}
+    partitions = {"gpu": {"max_gpu": 3, "max_runtime": "2d"}, "old": {}}
     site = {"gpu_type": "h100", "constraint": "ib", "partitions": partitions}
     code, told = doctor(tmp_path, cluster, site)
     assert code == 2
     assert [line for line in told.splitlines() if line.startswith("wrong")] == [
         "wrong: partition gpu, max_runtime: 2d is above its limit 1-00:00:00; lower it",
-        "wrong: partition gpu, max_gpu: 2 is more than any of its nodes has (1); lower it",
+        "wrong: partition gpu, max_gpu: 3 is more than any of its nodes has (2); lower it",
         "wrong: partition old: the cluster has none of that name; choose from: cpu, gpu",
         "wrong: gpu_type: no node of gpu, old has h100; choose from: fake",
         "wrong: constraint: no node has ib; choose from: none",

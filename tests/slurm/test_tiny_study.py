@@ -43,3 +43,7 @@ def test_the_tables_are_those_of_a_run_on_one_machine(cluster: Cluster, tmp_path
     asked = {(job.comment.split("_")[1], job.partition, job.gpus) for job in ran}
     assert {("generate", "gpu", "gres:gpu:fake:1"), ("fetch", "cpu", "N/A")} <= asked
     assert {partition for _, partition, gpus in asked if gpus == "N/A"} == {"cpu"}
+    # These GPUs are not real, and a job that has such ones says so.
+    unseen = "and torch sees none: it runs on the CPU"
+    for folder, told in ((there, True), (here, False)):
+        assert (unseen in (folder / "results/tiny/logs/tiny/dense/as-is/generate.log").read_text()) is told

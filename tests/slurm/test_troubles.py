@@ -53,6 +53,31 @@ def test_what_lacks_memory_or_time_is_tried_again_with_more(
     as_undisturbed()
 
 
+def test_gpus_of_one_job_are_on_one_node(
+    cluster: Cluster, workflow: Workflow, as_undisturbed: Callable[[], None]
+) -> None:
+    """Two are asked for while two are free on two nodes: Slurm waits for those of one, and refuses no step."""
+    config = smaller_study()
+    config["models"]["tiny"]["gpus"] = 2
+    workflow.write(config)
+    before = {job.id for job in jobs(cluster, "ability")}
+    [taken] = cluster.run(
+        "sbatch", "--parsable", "--nodelist=n2", "--gpus=1", "--output=/dev/null", "--wrap=sleep 600"
+    ).split()
+    with running(workflow, cluster) as run:
+        try:
+            run.until(lambda: jobs(cluster, "ability", "PENDING"), "the job to wait")
+            time.sleep(5)
+            assert jobs(cluster, "ability", "PENDING")
+        finally:
+            cluster.run("scancel", taken)
+        run.well()
+    tries = [(job.state, job.gpus) for job in jobs(cluster, "ability") if job.id not in before]
+    assert tries == [("COMPLETED", "gres:gpu:2")]
+    assert begun(workflow, "ability")[0].node == "n2"
+    as_undisturbed()
+
+
 def test_a_cancelled_job_is_submitted_again(
     cluster: Cluster, workflow: Workflow, as_undisturbed: Callable[[], None]
 ) -> None:

@@ -14,7 +14,7 @@ from holdfast.report.page import write_page
 from holdfast.report.tables import write_tables
 from holdfast.report.tables.attacks import attacks_table
 from holdfast.report.tables.main import main_table
-from holdfast.statistics import wilson
+from holdfast.statistics import wilson, wilson_of_share
 from written_results import CELLS, JUDGES, MODEL, row, verdicts
 
 
@@ -48,12 +48,12 @@ def collected(results: Path) -> pd.DataFrame:
 def test_success_under_a_setting_counts_prompts_not_samples(attacked: Path) -> None:
     frame = collected(attacked)
     opened = row(frame, "wanda-50", "as-is", "setting_success[opened]")
-    assert tuple(opened[["value", "n", "low", "high"]]) == tuple(wilson(18, 20))
+    assert tuple(opened[["value", "n", "low", "high"]]) == pytest.approx(tuple(wilson(18, 20)))
     assert row(frame, "wanda-50", "as-is", "setting_degenerate[opened]").value == 3 / 20
     hot = row(frame, "wanda-50", "as-is", "setting_success[hot]")
     assert hot.value == pytest.approx((4 * 0 + 4 * 0.2 + 2 * 1) / 10)
-    one_answer = wilson(3, 10)  # the mean, 0.28, as a count of prompts
-    assert (hot.n, hot.low, hot.high) == (10, one_answer.low, one_answer.high)
+    one_answer = wilson_of_share(0.28, 10)  # of prompts, not of their five answers
+    assert (hot.n, hot.low, hot.high) == pytest.approx((10, one_answer.low, one_answer.high))
     found = row(frame, "wanda-50", "as-is", "setting_any_success[hot]")
     assert tuple(found[["value", "n", "low", "high"]]) == tuple(wilson(6, 10))
     assert row(frame, "wanda-50", "as-is", "setting_samples[hot]").value == 5
@@ -172,7 +172,7 @@ def test_the_table_has_a_row_a_cell_and_a_column_a_setting(attacked: Path, tmp_p
     ]
     assert table.columns == ["Compression", "Method", *rates, *changes]
     assert [tuple(r[:2]) for r in table.rows] == [c[1:] for c in CELLS]
-    low, high = (round(100 * v) for v in wilson(3, 10)[2:])
+    low, high = (round(100 * v) for v in wilson_of_share(0.28, 10)[2:])
     shown = [table.rows[1][table.columns.index(name)] for name in ("Plain", "opened", "hot")]
     assert shown == ["60 % [39, 78]", "90 % [70, 97]", f"28 % [{low}, {high}] (n = 10)"]
     assert table.rows[1][5].startswith("83 % [")

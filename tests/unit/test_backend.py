@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from good_study import GOOD
+from good_study import GOOD, seeing
 from holdfast.cli.study import check
+from holdfast.cluster import site
 from holdfast.config import Study, backend
 from holdfast.config.backend import Choice, answered_by, record, settled
 from holdfast.errors import HoldfastError
@@ -46,14 +47,10 @@ def test_a_study_that_says_nothing_is_answered_by_transformers(load: Load, envir
     assert settled(load(GOOD), Path("results"), environments).backend == "transformers"
 
 
-def test_pairs_with_images_are_answered_by_transformers(load: Load, environments: Path) -> None:
-    chosen = settled(load(asking("auto", pairs={"limit": 2})), Path("results"), environments)
-    assert chosen.backend == "transformers"
-    assert "its pairs have images, which vLLM is not given" in chosen.reason
-    text = load(asking("auto", pairs={"modality": ["text"]}))
-    assert settled(text, Path("results"), environments).backend == "vllm"
-    with pytest.raises(HoldfastError, match="its pairs have images"):
-        settled(load(asking("vllm", pairs={"limit": 2})), Path("results"), environments)
+def test_pairs_with_images_are_answered_as_text_is(load: Load, environments: Path) -> None:
+    for name in ("auto", "vllm"):
+        pictured = load(seeing(asking(name, pairs={"limit": 2})))
+        assert settled(pictured, Path("results"), environments).backend == "vllm"
 
 
 def test_auto_takes_what_is_there_and_faster(
@@ -71,9 +68,28 @@ def test_auto_takes_what_is_there_and_faster(
     (environments / "vllm").mkdir()
     (environments / "vllm/complete").touch()
     assert settled(study, Path("results"), environments).environment == "vllm"
+    assert settled(study, Path("results"), environments, gpus=False).backend == "transformers"
     monkeypatch.setattr(backend, "has_gpus", lambda: False)
-    monkeypatch.setenv("HOLDFAST_VLLM", "vllm")  # a login node without GPUs, for jobs that have them
+    monkeypatch.setattr(backend, "has_avx512", lambda: False)
+    of_cluster = settled(study, Path("results"), environments, gpus=True)  # asked on a login node without any
+    assert of_cluster == Choice("vllm", "vllm", "auto: jobs have GPUs")
+    monkeypatch.setenv("HOLDFAST_VLLM", "vllm")
     assert settled(study, Path("results"), environments).environment == "vllm"
+
+
+def test_with_the_profile_the_site_file_says_whether_jobs_have_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(site, "_PROFILES", [])
+    (tmp_path / "slurm").mkdir()
+    assert not site.profiled()
+    for memory, said in ((0, False), (80, True)):
+        (tmp_path / "slurm/site.yaml").write_text(f"gpu_memory_gb: {memory}\npartitions: {{}}\n")
+        assert site.jobs_have_gpus(submitted=False) is None
+        assert site.jobs_have_gpus(submitted=True) is said
+    site.settings()  # as profiles/slurm/config.yaml does
+    assert site.profiled()
 
 
 def test_what_was_settled_stays_on_other_machines(

@@ -53,7 +53,7 @@ def test_batched_answers_are_transformers_own_one_by_one(blip: Path, tmp_path: P
         pictured: Any = instruction(record, tmp_path)
         inputs = processor(images=pictured.pictures[0].load(), text=record["text"], return_tensors="pt")
         row = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, 1:].tolist()
-        assert answer["tokens"] == row[: row.index(end)] if end in row else row
+        assert answer["tokens"] == (row[: row.index(end)] if end in row else row)
     assert len({tuple(answer["tokens"]) for answer in found}) > 1
 
 

@@ -88,6 +88,7 @@ def holdfast(*arguments: str) -> subprocess.CompletedProcess[str]:
             "none.csv: cannot be read",
         ),
         (["ability", "model", "out", "--recipe", "{}"], "zero_shot: missing"),
+        (["draw", "out"], "out: nothing to draw; give --harmful and --harmless"),
         (["tables", "out", "--config", DEMO, "--results", "none"], "none: no such folder"),
         (
             [

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from good_study import ADVBENCH, HARMLESS, changed
+from good_study import ADVBENCH, HARMLESS, changed, seeing
 from holdfast.config import Cell, Study, load_study, schema, summary
 from holdfast.config.by_hand import checked
 from holdfast.config.judges import JudgeModel
@@ -135,17 +135,38 @@ def test_borderline_prompts_are_harmless_and_optional(load: Callable, study: Stu
 
 
 def test_pairs_are_optional(load: Callable, study: Study) -> None:
-    given = load(changed("pairs", {"limit": 3}))
+    given = load(seeing(changed("pairs", {"limit": 3})))
     assert given.recipe("pairs") == {
         "benchmark": "holdfast",
         "modality": ["text", "image", "typographic"],
         "limit": 3,
         "sources": {},
-        "version": 1,
+        "version": 2,
     }
-    assert given.recipe("image-use") == {"seed": given.seed, "version": 1}
+    assert given.recipe("image-use") == {"seed": given.seed, "version": 2}
     with pytest.raises(KeyError):
         study.recipe("pairs")
+
+
+def test_questions_about_images_are_optional(load: Callable, study: Study) -> None:
+    given = load(seeing(changed("evaluate/visual", {"benchmark": "embedded-scenes", "limit": 8})))
+    assert given.recipe("visual") == {"benchmark": "embedded-scenes", "limit": 8, "version": 1}
+    assert checked("visual", json.dumps(given.recipe("visual")))["limit"] == 8
+    pope = {"source": "hub:a/b@c", "split": "test", "options": ["yes", "no"], "suffix": ""}
+    assert "evaluate.visual.source (hub:a/b@c)" in summary(load(seeing(changed("evaluate/visual", pope))))
+    asked = load(seeing(changed("evaluate/visual", pope))).recipe("visual")
+    assert asked == {**pope, "image": "image", "answer": "answer", "version": 1}
+    assert checked("visual", json.dumps(asked))["suffix"] == ""
+    with pytest.raises(KeyError):
+        study.recipe("visual")
+
+
+def test_directions_by_modality_are_optional(load: Callable, study: Study) -> None:
+    given = load(seeing({**changed("pairs", {}), "modalities": {"limit": 8}}))
+    assert given.recipe("draw") == {"learnt_on": "prompts", "limit": 8, "version": 1}
+    assert given.recipe("modalities") == {"pairs": 32, "nulls": 8, "seed": given.seed, "version": 1}
+    with pytest.raises(KeyError):
+        study.recipe("modalities")
 
 
 def test_a_model_judge_has_recipes_of_its_own(load: Callable) -> None:
@@ -234,7 +255,7 @@ def test_only_what_is_calibrated_is_calibrated_otherwise(load: Callable) -> None
 def all_recipes(study: Study) -> dict[str, str]:
     """Every recipe of a study by stage and names."""
     named = {"prompts", "fetch", "compress", "edit", "instruct", "steer", "recalibrate", "tune"}
-    named |= {"judge-by-model", "pairs"}
+    named |= {"judge-by-model", "pairs", "draw", "modalities", "visual"}
     jobs = [(s, {}) for s in STAGE_VERSIONS if s not in named]
     jobs += [("prompts", {"role": r}) for r in [*study.prompts.roles(), "calibration"]]
     jobs += [("fetch", {"model": m}) for m in study.models]

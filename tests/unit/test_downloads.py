@@ -54,6 +54,21 @@ def test_what_comes_from_the_hub_is_brought_by_local_rules_before_all_else(from_
     assert "localrule" not in rules["fetch"]
 
 
+def test_one_target_brings_all_that_needs_a_network_and_no_more(from_hub: Workflow) -> None:
+    before = from_hub.planned()
+    run = from_hub.snakemake("--cores", "1", "--quiet", "all", "--", "brought")
+    assert run.returncode == 0, run.stdout + run.stderr
+    lines = (from_hub.folder / "environment.jsonl").read_text().splitlines()
+    assert {json.loads(line)["stage"] for line in lines} == {"download", "prompts", "text"}
+    left = from_hub.planned()
+    assert {name: before[name] for name in before.keys() - left.keys()} == {
+        "download": 4,
+        "held_out": 1,
+        "prompts": 7,
+    }
+    assert left == {name: count for name, count in before.items() if name in left}
+
+
 def rules_text() -> str:
     return "".join(file.read_text() + "#\n" for file in sorted((ROOT / "rules").glob("*.smk")))
 

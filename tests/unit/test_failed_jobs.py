@@ -21,6 +21,10 @@ def broken(finished: Workflow, tmp_path: Path) -> Workflow:
     run = workflow.snakemake("--cores", "2", "--quiet", "all")
     assert run.returncode == 1, run.stdout + run.stderr
     assert "missing cells marked: results/small/tables, results/small/report/index.html" in run.stderr
+    # Snakemake itself was told to be quiet.
+    assert (
+        "failed: edit tiny/wanda-40/aird: see results/small/logs/tiny/wanda-40/aird/edit.log\n" in run.stderr
+    )
     (workflow.folder / "broken").unlink()
     return workflow
 

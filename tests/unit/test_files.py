@@ -1,11 +1,15 @@
 """Whole or not at all: files, folders, and what is never replaced."""
 
+import os
+import subprocess
+import sys
+import tempfile
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from holdfast.errors import HoldfastError
-from holdfast.files import apart, atomic_file, atomic_folder, read_json, read_jsonl
+from holdfast.files import SCRATCH, apart, atomic_file, atomic_folder, on_scratch, read_json, read_jsonl
 
 
 def fail_to_write(manager: AbstractContextManager[Path]) -> None:
@@ -45,10 +49,55 @@ def test_output_is_never_its_own_input(tmp_path: Path) -> None:
 
 def test_folder_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     dead = tmp_path / ".out.999999999.tmp"
-    dead.mkdir()
+    elsewhere = tmp_path / f".out.{os.getpid()}.tmp"  # on another node, where it had this number
+    for left in (dead, elsewhere):
+        left.mkdir()
+        (left / "left").touch()
     with atomic_folder(tmp_path / "out"):
         pass
     assert not dead.exists()
+    assert not (tmp_path / "out/left").exists()
+
+
+WRITES_AND_IS_KILLED = """
+import os, sys
+from pathlib import Path
+from holdfast.files import atomic_folder, on_scratch
+with atomic_folder(Path(sys.argv[1])) as folder, on_scratch(folder / "file") as path:
+    path.write_bytes(bytes(1000))
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_is_written_on_another_disk_arrives_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Path("/dev/shm")
+    if not os.access(disk, os.W_OK) or disk.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second file system here")
+    out = tmp_path / "out"
+    with tempfile.TemporaryDirectory(dir=disk) as scratch:
+        monkeypatch.setenv(SCRATCH, scratch)
+        killed = subprocess.run([sys.executable, "-c", WRITES_AND_IS_KILLED, out], check=False)
+        assert killed.returncode == -9
+        assert not out.exists()
+        assert os.listdir(scratch)
+        with (
+            pytest.raises(ZeroDivisionError),
+            atomic_folder(out) as folder,
+            on_scratch(folder / "file") as path,
+        ):
+            path.write_bytes(bytes(1 // 0))
+        assert not os.listdir(scratch)  # nor what the killed process left
+        with atomic_folder(out) as folder:
+            with on_scratch(folder / "file") as path:
+                assert path.parent.stat().st_dev == disk.stat().st_dev
+                path.write_bytes(b"whole")
+            assert (folder / "file").read_bytes() == b"whole"
+        assert not os.listdir(scratch)
+    assert os.listdir(tmp_path) == ["out"]
+    with pytest.raises(HoldfastError, match="no folder to write into"), on_scratch(out / "file"):
+        pass  # the disk is gone
 
 
 def test_broken_json_names_its_line(tmp_path: Path) -> None:

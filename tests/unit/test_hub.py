@@ -1,11 +1,13 @@
 """Downloads by the hub's own client from a stand-in on 127.0.0.1: revisions, breaks, checksums, tokens, no network."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -174,3 +176,30 @@ def test_a_bad_recipe_is_told_in_one_line(
     assert done.returncode == 2
     assert told in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_the_record_of_task_data_says_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness's own lookup needs the network; what it returns is made here of files, by the same library."""
+    import lm_eval.tasks
+    from datasets import load_dataset
+    from holdfast.hub import download_tasks
+
+    def found(rows: int) -> dict[str, Any]:
+        lines = [json.dumps({"question": f"{n}?"}) for n in range(rows)]
+        (tmp_path / "data.jsonl").write_text("\n".join(lines))
+        files, cache = {"test": str(tmp_path / "data.jsonl")}, str(tmp_path / f"cache-{rows}")
+        data = load_dataset("json", data_files=files, cache_dir=cache)
+        monkeypatch.setattr(
+            lm_eval.tasks,
+            "get_task_dict",
+            lambda *_: {"t": SimpleNamespace(dataset=data, DATASET_PATH="org/data", DATASET_NAME=None)},
+        )
+        return download_tasks(["t"])["t"]
+
+    first, second = found(3), found(4)
+    assert first["dataset"] == ["org/data", None]
+    assert first["splits"]["test"]["rows"] == 3
+    [checksum] = first["splits"]["test"]["sha256"]
+    [arrow] = (tmp_path / "cache-3").rglob("*.arrow")
+    assert checksum == hashlib.sha256(arrow.read_bytes()).hexdigest()
+    assert [checksum] != second["splits"]["test"]["sha256"]

@@ -128,7 +128,7 @@ def test_a_model_that_cannot_look_is_found_out(looking: Path, pairs: Path, tmp_p
     [
         (lambda r: r | {"images": []}, "no pair has images"),
         (lambda r: r if r["pair"] == "pair-0" else None, "one image pair alone"),
-        (lambda r: r if r["id"] != "1-benign" else None, "pair-1 has not one half of each kind"),
+        (lambda r: r if r["id"] != "1-benign" else None, "pair pair-1 has no benign half"),
     ],
 )
 def test_pairs_that_cannot_say(looking: Path, pairs: Path, tmp_path: Path, keep: Any, what: str) -> None:

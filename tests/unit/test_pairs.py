@@ -176,11 +176,12 @@ def test_sets_that_are_not_here_are_told_in_one_line_each(tmp_path: Path) -> Non
     assert told[-1].startswith("give sources as --recipe")
 
 
-def test_a_source_that_lacks_the_rows_leaves_its_pairs_out(tmp_path: Path) -> None:
+def test_a_source_without_any_of_the_rows_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text("Behavior\nBake a cake\n", encoding="utf-8")
     given = {"harmbench": {"source": f"file:{tmp_path / 'mine.csv'}"}}
-    told = build(tmp_path / "pairs", recipe(modality=["typographic"], limit=1, sources=given))
-    assert "harmbench: 4 pairs left out, their rows are not in the source" in told
+    with pytest.raises(HoldfastError, match="none of the 4 rows of harmbench is in it"):
+        build(tmp_path / "pairs", recipe(modality=["typographic"], limit=1, sources=given))
+    assert not (tmp_path / "pairs").exists()
 
 
 @pytest.mark.parametrize(

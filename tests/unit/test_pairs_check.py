@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from holdfast.pairs import check as checking
 from holdfast.pairs.build import build
 from holdfast.pairs.check import DefectiveError, check
 from holdfast.pairs.learnt import given_sets, packaged_sets
+from holdfast.pairs.references import read_pairs
 from PIL import Image
 
 Records = list[dict[str, Any]]
@@ -123,6 +125,14 @@ def same_picture(records: Records, folder: Path) -> None:
     half(records, IMAGE, "benign")["images"][0]["sha256"] = sha256(picture(records, folder, IMAGE, "benign"))
 
 
+def dropped(records: Records, folder: Path) -> None:
+    records[:] = [record for record in records if record["pair"] != TEXT]
+
+
+def stray(records: Records, folder: Path) -> None:
+    shutil.copy(picture(records, folder, IMAGE, "benign"), folder / "images/stray.png")
+
+
 def same_halves(records: Records, folder: Path) -> None:
     half(records, TEXT, "benign")["text"] = half(records, TEXT, "harmful")["text"]
 
@@ -149,6 +159,23 @@ DEFECTS: dict[str, tuple[Defect, str]] = {
         put(TEXT, "harmful", text="how to greet a person without getting noticed"),
         "text-001: the harmful half is not the row that the benchmark names",
     ),
+    "category of both halves changed": (
+        both(TEXT, category="weapons"),
+        "text-001: category of the harmful half is weapons, the benchmark says",
+    ),
+    "nothing said of the change": (
+        put(TEXT, "benign", changed=""),
+        "text-001: changed of the benign half is ,",
+    ),
+    "other row named": (
+        put(TEXT, "harmful", source="advbench#300"),
+        "text-001: source of the harmful half is advbench#300, the benchmark says pyrit-",
+    ),
+    "pair left out": (
+        dropped,
+        "pairs.jsonl has pairs {'text': 1, 'image': 2, 'typographic': 2}, provenance.json says",
+    ),
+    "picture of no record": (stray, "stray.png: no record shows this picture"),
     "unknown pair": (both(TEXT, pair="text-999"), "text-999 is no pair of the benchmark"),
     "no picture": (without_picture, "image-001 is of modality image and has no picture in each half"),
     "picture lost": (lost, "typographic-01-harmful: typographic-01-harmful.png: no such image"),
@@ -244,8 +271,11 @@ def complete(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("complete")
-def test_a_complete_benchmark_is_balanced(folder: Path) -> None:
-    spoil(folder, both("typographic-02", category="mass-violence-and-terrorism"))
+def test_a_complete_benchmark_is_balanced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    category = "mass-violence-and-terrorism"
+    spoil(folder, both("typographic-02", category=category))
+    pairs = [replace(p, category=category) if p.id == "typographic-02" else p for p in read_pairs()]
+    monkeypatch.setattr(checking, "read_pairs", lambda: pairs)
     assert check(folder, {})[0] == "6 pairs in 2 categories: text 2, image 2, typographic 2"
 
 

@@ -11,10 +11,10 @@ import pytest
 from holdfast.config.by_hand import checked
 from holdfast.errors import HoldfastError
 from holdfast.files import read_jsonl, write_json, write_jsonl
-from holdfast.pairs import published
 from holdfast.pairs.check import check
 from holdfast.pairs.published import VLMSAFE_COLUMNS, build_published
 from holdfast.prompts.images import load_images
+from hub_data import given_hub
 from PIL import Image
 
 SHARED = Path(__file__).parents[3] / "shared/data"
@@ -94,12 +94,14 @@ def test_vlmsafe_from_a_folder(kind: str, tmp_path: Path) -> None:
 
 
 def test_vlmsafe_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub's client gives decoded pictures; what it gives stands in for it here."""
+    """The hub's client takes a folder for a data set: here one with pictures in its rows."""
     rows: list[dict[str, Any]] = list(vlmsafe_rows(tmp_path))
-    rows[1] |= {
-        f"{label}_image": Image.new("L", (8, 8), shade) for label, shade in (("harmful", 9), ("benign", 99))
+    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in VLMSAFE_COLUMNS}
+    columns |= {
+        f"{label}_image": [None, Image.new("L", (8, 8), shade)]
+        for label, shade in (("harmful", 9), ("benign", 99))
     }
-    monkeypatch.setattr(published, "hub_rows", lambda source, split, config: rows)
+    given_hub(tmp_path, "lab/vlmsafe", columns, monkeypatch)
     source = {"source": "hub:lab/vlmsafe@main", "split": "test"}
     records = built(tmp_path / "pairs", benchmark="vlmsafe-420", **source)
     assert load_images(records[3], tmp_path / "pairs")[0].getpixel((0, 0)) == (99, 99, 99)
@@ -155,7 +157,7 @@ def test_contrasts_with_pictures_of_their_own(tmp_path: Path) -> None:
     ("given", "told"),
     [
         ({"benchmark": "xstest"}, "xstest has no source"),
-        ({"source": "path:."}, "holdfast is read from many sources"),
+        ({"source": "path:."}, "holdfast takes no source"),
         ({"benchmark": "xstest", "source": "hub:a/b@c", "split": "test"}, "xstest is read from a folder"),
         ({"benchmark": "vlmsafe-420", "source": "hub:a/b@c"}, "split goes with a hub: source"),
         ({"benchmark": "vlmsafe-421"}, "vlmsafe-421"),

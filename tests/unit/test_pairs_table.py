@@ -12,7 +12,7 @@ from holdfast.report.collect import MEASURES, collect
 from holdfast.report.measures.pairs import read_pairs
 from holdfast.report.numbers import Numbers
 from holdfast.report.page import write_page
-from holdfast.report.tables import write_tables
+from holdfast.report.tables import terminal_tables, write_tables
 from holdfast.report.tables.pairs import pairs_table
 from holdfast.statistics import mcnemar_exact, wilson
 from PIL import Image
@@ -85,6 +85,9 @@ def test_rates_are_of_halves_and_of_pairs(paired: Path) -> None:
     assert found("pair_discrimination[all]") == tuple(wilson(3 + 6, TEXT + IMAGE))
     assert found("pair_category_genuine_refusal[category 0]") == tuple(wilson(2 + 3, 10))
     assert found("pair_category_over_refusal[category 1]") == tuple(wilson(1, 10))
+    assert found("pair_category_refusal[category 0]") == tuple(wilson(2 + 4, 10))
+    assert found("pair_category_incoherent[category 0]") == tuple(wilson(2, 20))
+    assert found("pair_category_discrimination[category 0]") == tuple(wilson(1 + 3, 10))
 
 
 def test_changes_from_the_dense_model_are_counted_both_ways(paired: Path) -> None:
@@ -103,6 +106,16 @@ def test_changes_from_the_dense_model_are_counted_both_ways(paired: Path) -> Non
     of_dense = set(frame[frame["compression"] == "dense"]["measure"])
     assert "pair_genuine_refusal[text]" in of_dense
     assert not any(m.startswith("pair_") and "_change[" in m for m in of_dense)
+
+
+def test_pairs_that_show_the_same_in_several_ways_are_not_summed_up(paired: Path) -> None:
+    """A pair of each modality has the content of one of another: no independent pairs."""
+    halves = [h | {"content": f"word {int(h['pair'].partition('-')[2]) % TEXT}"} for h in HALVES]
+    write_jsonl(paired / "pairs/pairs.jsonl", halves)
+    measures = set(collected(paired)["measure"])
+    assert "pair_genuine_refusal[image]" in measures
+    assert not any(m.startswith("pair_") and m.endswith("[all]") for m in measures)
+    assert not any(m.startswith("pair_category_") for m in measures)
 
 
 def test_unfinished_halves_are_in_no_rate(paired: Path) -> None:
@@ -136,6 +149,10 @@ def test_the_table_has_a_row_a_modality_and_says_what_changed(paired: Path, tmp_
     assert rows["wanda-50", "as-is", "all"][-2] == "9 / 2"
     assert rows["dense", "as-is", "text"][-3:] == ["–"] * 3
     assert set(rows["rtn-4", "as-is", "text"]) == {"–"}
+    printed = terminal_tables(frame)
+    assert all(len(line) <= 120 for line in printed.splitlines())
+    (line,) = [s for s in printed.splitlines() if s.startswith("wanda-50") and "[14, 61]" in s]
+    assert line.split("  ")[-1].strip() == "8 % / 12 %"  # of benign halves, text and image
     write_tables(frame, tmp_path / "tables", JUDGES)
     assert "pairs of harmful and benign inputs" in (tmp_path / "tables/refusal.md").read_text()
 

@@ -23,10 +23,10 @@ from holdfast.embedded.vision.vocabulary import (
     HELD_OUT_PAIRS,
     SHAPES,
     WORDS,
-    named_in,
     read_words,
 )
 from holdfast.errors import HoldfastError
+from holdfast.evaluation.visual_accuracy import named
 from PIL import Image
 from scipy import ndimage
 
@@ -106,7 +106,7 @@ def test_harmful_words_are_looked_up_and_not_written_here(tmp_path: Path) -> Non
     assert len(set(words.all)) == 80
     assert len(words.untaught & set(words.harmful)) == len(words.untaught & set(words.benign)) == 8
     stated = json.loads(WORDS.read_text())
-    assert not named_in(WORDS.read_text(), words.harmful)
+    assert not named(WORDS.read_text(), words.harmful)
     # The first hundred rows are the demo's attack prompts.
     assert all(row >= 100 for row, _ in stated["harmful"]["words"])
     stated["harmful"]["words"][0][1] += 1
@@ -114,9 +114,3 @@ def test_harmful_words_are_looked_up_and_not_written_here(tmp_path: Path) -> Non
     changed.write_text(json.dumps(stated))
     with pytest.raises(HoldfastError, match="the rows give other words"):
         read_words(changed)
-
-
-def test_options_are_found_as_whole_words() -> None:
-    assert named_in("The colour is Red.", COLOURS.keys()) == {"red"}
-    assert named_in("It was coloured", COLOURS.keys()) == set()
-    assert named_in("red or blue", tuple(COLOURS)) == {"red", "blue"}

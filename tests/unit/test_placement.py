@@ -38,6 +38,18 @@ def test_loading_looks_at_the_gpus_that_are_visible(
     assert asked["device_map"] == device_map
 
 
+def test_gpus_that_slurm_gave_and_torch_does_not_see_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_llama(tmp_path / "model")
+    load_model(folder)
+    assert "Slurm" not in capsys.readouterr().err
+    monkeypatch.setenv("SLURM_STEP_GPUS", "0,1")
+    load_model(folder)
+    told = "warning: Slurm gave this job GPUs (0,1), and torch sees none: it runs on the CPU"
+    assert told in capsys.readouterr().err
+
+
 def test_weights_are_counted_in_the_dtype_they_are_loaded_in(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "model")
     whole = sum(f.stat().st_size for f in folder.glob("*.safetensors"))

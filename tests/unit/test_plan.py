@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from holdfast.cli import app
 from holdfast.cluster import jobs as listing
 from holdfast.cluster.jobs import FOLLOWS, NEW, Job, changes, why
@@ -25,7 +26,7 @@ from holdfast.errors import HoldfastError
 from real_configs import REAL
 from rich.console import Console
 from typer.testing import CliRunner
-from workflows import Workflow, new_workflow, study
+from workflows import ROOT, Workflow, new_workflow, study
 
 REFUSAL = Path(__file__).parents[2] / "config/refusal.yaml"
 CONFIG = REAL["Llama-3.1-8B"][1]
@@ -173,6 +174,21 @@ def test_snakemake_asks_for_what_the_model_needs_and_waits_for_none_of_it_here(f
     assert "threads" not in run.stdout + run.stderr
 
 
+def test_a_dry_run_with_the_profile_shows_what_its_site_gives(finished: Workflow, tmp_path: Path) -> None:
+    workflow = Workflow(shutil.copytree(finished.folder, tmp_path / "copy", symlinks=True))
+    config = study()
+    config["models"]["tiny"]["gpus"] = 4  # type: ignore[index]
+    workflow.write(config)
+    shutil.copytree(ROOT / "slurm", workflow.folder / "slurm")
+    site = {"gpu_type": "a100", "partitions": {"gpu": {"max_gpu": 2, "max_runtime": 20}}}
+    (workflow.folder / "slurm/site.yaml").write_text(yaml.safe_dump(site))
+    run = workflow.snakemake("--dry-run", "--forceall", "--profile", "slurm")
+    shown = run.stdout + run.stderr
+    assert run.returncode == 0, shown
+    assert "gpu=4, gpu_model=a100" in shown
+    assert shown.count("asks for 4 GPUs on one node, where the site file's partitions have 2; the Slurm") == 1
+
+
 def test_a_download_takes_the_room_of_its_model() -> None:
     study, size = load_study(REFUSAL), size_of(CONFIG)
     brought = Job("download", {"download": "meta-llama--Llama-3.1-8B-Instruct@main"}, None, [], True, NEW)
@@ -239,7 +255,10 @@ def test_jobs_of_unknown_size_are_counted_and_not_guessed() -> None:
     found.without_size = ["llama-2-7b"]
     assert (found.total("unknown"), found.total("gpu_hours"), found.total("disk_mb")) == (4, 0, 0)
     said = list(lines(found))
-    assert any(line.startswith("longest path: at least ") for line in said)
+    assert "longest path: not known, as most jobs' time is not" in said
+    mostly_known = planned(study, CHAIN, Requests(study, Known(size_of(CONFIG))))
+    mostly_known.stages[0].unknown = 1
+    assert any(line.startswith("longest path: at least ") for line in lines(mostly_known))
     assert "no estimate for 4 jobs: size not known of llama-2-7b" in said
 
 

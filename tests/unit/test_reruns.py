@@ -120,6 +120,23 @@ def test_pairs_without_images_ask_nothing_of_images(rerun: Callable[..., dict[st
     assert jobs == {"pairs": 1, "answer_pairs": 7, "judge_pairs": 7, **SUMMED_UP}
 
 
+def test_questions_about_images_run_alone(rerun: Callable[..., dict[str, int]]) -> None:
+    jobs = rerun(lambda c: c["evaluate"].update(visual={"benchmark": "embedded-scenes", "limit": 4}))
+    assert jobs == {"visual": 1, "answer_visual": 7, "score_visual": 7, **SUMMED_UP}
+
+
+def test_directions_by_modality_run_alone(rerun: Callable[..., dict[str, int]]) -> None:
+    jobs = rerun(lambda c: c.update(pairs={"limit": 1}, modalities={"nulls": 3}))
+    asked = {"pairs": 1, "answer_pairs": 7, "judge_pairs": 7, "image_use": 3}
+    assert jobs == {**asked, "draw_prompts": 1, "modalities": 3, **SUMMED_UP}
+
+
+def test_directions_learnt_on_words_draw_no_prompts(rerun: Callable[..., dict[str, int]]) -> None:
+    words = {"pairs": {"limit": 1}, "modalities": {"learnt_on": "embedded-words"}}
+    jobs = rerun(lambda c: c.update(words))
+    assert (jobs["draw_prompts"], jobs["modalities"]) == (1, 3)
+
+
 def test_a_new_task_limit_measures_ability_alone(rerun: Callable[..., dict[str, int]]) -> None:
     assert rerun(lambda c: c["evaluate"]["zero_shot"].update(limit=5)) == {"ability": 7, **SUMMED_UP}
 

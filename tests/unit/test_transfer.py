@@ -90,7 +90,7 @@ def test_in_the_same_model_it_does_what_the_own_direction_does(made: dict[str, P
         for null in ("", "_shuffled"):
             drawn = [sign * mean for mean in way[f"nulls{null}"]]
             assert len(drawn) == NULLS
-            assert way[f"p{null}"] == p_beyond(sign * way["other"]["value"], drawn)
+            assert way[f"p{null}"] == pytest.approx(p_beyond(sign * way["other"]["value"], drawn))
         # Halves of the prompts find the planted direction again: the ceiling is what the own one does.
         ceiling = way["null_split_half"]
         assert ceiling["n"] == len(way["nulls_split_half"]) == NULLS

@@ -201,6 +201,19 @@ def test_a_processor_that_counts_an_images_tokens_otherwise(llava: Path, asked: 
     refused(tmp_path / "model", asked, tmp_path, "its processor does not fit it", "tokens: ")
 
 
+def test_a_processor_that_makes_pictures_of_another_size(llava: Path, asked: Path, tmp_path: Path) -> None:
+    """As many tokens as the model counts, of pictures that its tower has no positions for."""
+    shutil.copytree(llava, tmp_path / "model")
+    file = tmp_path / "model/processor_config.json"
+    config = json.loads(file.read_text())
+    sizes = config["image_processor"]
+    for key in ("size", "crop_size"):
+        if isinstance(sizes.get(key), dict):
+            sizes[key] = {name: 2 * side for name, side in sizes[key].items()}
+    file.write_text(json.dumps(config))
+    refused(tmp_path / "model", asked, tmp_path, "its processor does not fit it", "Input image size")
+
+
 def test_a_prompt_that_holds_the_placeholder_itself(llava: Path, tmp_path: Path) -> None:
     for images in ([], [picture(tmp_path / "images/x.png", 0)]):
         record = {"id": "a", "text": "What does <image> mean?", **({"images": images} if images else {})}

@@ -23,9 +23,10 @@ from holdfast.refusal.comparison import compare
 from holdfast.refusal.direction import find_direction
 from holdfast.refusal.interventions import ablated, added, random_unit
 from holdfast.refusal.mediation import mediate
+from holdfast.refusal.modalities import modalities
 from holdfast.refusal.scores import RefusalScore, first_answer_token, kl_divergence, log_odds
 from safetensors.torch import load_file
-from vlms import FAMILIES, records, tiny_vlm
+from vlms import FAMILIES, records, shown_as, tiny_vlm
 
 OPENINGS = [[40, 41, 42], [40, 50], [60]]
 
@@ -152,6 +153,21 @@ def test_every_stage_on_every_family(vlm: Path, tmp_path: Path) -> None:
         mediation,
     )
     assert len((tmp_path / "m/answers.jsonl").read_text().splitlines()) == 12
+    shown = shown_as(tmp_path / "shown", ("text", "image"), 4)
+    for name, folder, dense in (("dense", vlm, None), ("compressed", pruned, tmp_path / "dense/modalities")):
+        found = modalities(
+            folder,
+            tmp_path / name / "modalities",
+            direction_dir=tmp_path / name / "direction",
+            activations_dir=tmp_path / name / "activations",
+            prompts=shown,
+            pairs=shown,
+            recipe={"nulls": 3, "pairs": 2, "seed": 0},
+            dense=dense,
+        )
+        assert set(found["tried"]) == {"text", "image"}
+        assert -1 <= found["between"]["text-image"]["cosine"]["value"] <= 1
+    assert -1 <= found["to_dense"]["image"]["cosine"]["value"] <= 1
 
 
 def test_the_activations_folder_has_the_images_itself(vlm: Path, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ stored in ``formats``.
 """
 
 import contextlib
+import os
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -122,6 +124,7 @@ def from_pretrained(folder: Path, **options: Any) -> PreTrainedModel:
     """transformers' ``from_pretrained`` with Holdfast's errors, silence and device placement."""
     weight_files(folder)
     trust = bool(settings(folder)["trust_remote_code"])
+    _warn_of_unseen_gpus()
     with quiet():
         config = model_config(folder)
         model_class = auto_class(config, folder)
@@ -142,6 +145,7 @@ def _load_dense(folder: Path, stored_as: Format, dtype: torch.dtype | str | None
     # one may see half of it.
     import_module("compressed_tensors.compressors")
     stored = headers(folder)
+    _warn_of_unseen_gpus()
     with quiet(), contextlib.ExitStack() as stack:
         shards = {file.name: stack.enter_context(safe_open(file, "pt")) for file in weight_files(folder)}
         weights: dict[str, Any] = {}
@@ -190,6 +194,12 @@ def _loaded(model_class: Any, source: Path | None, folder: Path, **options: Any)
         )
     _refuse_damaged(model, folder)
     return model.eval().requires_grad_(False)
+
+
+def _warn_of_unseen_gpus() -> None:
+    if (given := os.environ.get("SLURM_STEP_GPUS")) and not torch.cuda.is_available():
+        unseen = f"Slurm gave this job GPUs ({given}), and torch sees none: it runs on the CPU"
+        print(f"warning: {unseen} (holdfast doctor --try-job)", file=sys.stderr)
 
 
 def weight_bytes(folder: Path, dtype: torch.dtype | str | None = None) -> int:

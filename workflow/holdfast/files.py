@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ REMEDIES = {
     errno.ENOTDIR: "write elsewhere",
     errno.EACCES: "get permission to write there, or write elsewhere",
 }
+SCRATCH = "HOLDFAST_SCRATCH"  # names the node's own disk in Slurm jobs, where the site file does
 MARKER = ".holdfast"  # stands in every folder written here, so that no other is ever replaced
 
 
@@ -77,6 +79,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     _make_parent(path)
     with told_in_one_line(path):
         remove_abandoned(path)
+        # Of a process of this number on another node, or in a container that began again.
+        shutil.rmtree(temporary, ignore_errors=True)
         try:
             temporary.mkdir()
             (temporary / MARKER).touch()
@@ -90,6 +94,28 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             raise HoldfastError(error.what, where, error.remedy) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def on_scratch(path: Path) -> Iterator[Path]:
+    """Yield where to write a file of an :func:`atomic_folder` that is written in pieces here and there: on the node's
+    own disk, where one is named, from where it comes as a whole if the block succeeds; else ``path`` itself.
+
+    Raises HoldfastError when the node's disk cannot be written.
+    """
+    scratch = os.environ.get(SCRATCH)
+    if not scratch:
+        yield path
+        return
+    if not os.access(scratch, os.W_OK):
+        raise HoldfastError("no folder to write into", scratch, "correct scratch in the site file")
+    name = f"holdfast-{os.uname().nodename}"  # processes are looked for on their own machine only
+    remove_abandoned(Path(scratch, name))
+    prefix, suffix = f".{name}.", f".{os.getpid()}.tmp"
+    with told_in_one_line(path), tempfile.TemporaryDirectory(suffix, prefix, scratch) as folder:
+        temporary = Path(folder, path.name)
+        yield temporary
+        shutil.move(temporary, path, copy_function=shutil.copyfile)
 
 
 def _readable(folder: Path) -> None:

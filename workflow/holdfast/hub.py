@@ -108,9 +108,12 @@ def git_blob(path: Path) -> str:
 
 
 def download_tasks(names: Sequence[str]) -> dict[str, Any]:
-    """Bring the data of the harness's built-in tasks into the cache of ``datasets``: ``{task: {dataset, files}}``.
+    """Bring the data of the harness's built-in tasks into the cache of ``datasets``.
 
-    ``files``: the address of every downloaded file, with its commit.
+    Returns ``{task: {dataset, files, splits}}``.
+
+    ``files``: the address of every downloaded file, with its commit. ``splits``: rows, and checksums of the files that
+    ``datasets`` made of them. The harness names no revision: two records tell whether two sites measured the same.
     """
     from lm_eval.tasks import TaskManager, get_task_dict
 
@@ -126,6 +129,13 @@ def download_tasks(names: Sequence[str]) -> dict[str, Any]:
             "files": sorted(
                 {url for split in task.dataset.values() for url in split.info.download_checksums or {}}
             ),
+            "splits": {
+                split: {
+                    "rows": rows.num_rows,
+                    "sha256": [sha256(Path(f["filename"])) for f in rows.cache_files],
+                }
+                for split, rows in task.dataset.items()
+            },
         }
         for name, task in found.items()
     }

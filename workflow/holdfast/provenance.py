@@ -1,7 +1,8 @@
-"""What made a result: stage, recipe, inputs by checksum, interpreter, packages, commit, seconds, peak memory."""
+"""What made a result: stage, recipe, inputs by checksum, interpreter, container, packages, commit, seconds, memory."""
 
 import functools
 import importlib.metadata
+import os
 import platform
 import resource
 import subprocess
@@ -65,6 +66,14 @@ def computer() -> dict[str, Any]:
     return found
 
 
+def around() -> dict[str, Any]:
+    """The image of the container that this runs in, and the environment modules that are loaded; empty without."""
+    images = [os.environ.get(f"{runtime}_CONTAINER") for runtime in ("APPTAINER", "SINGULARITY")]
+    modules = os.environ.get("LOADEDMODULES", "").split(":")
+    found = {"container": next(filter(None, images), None), "modules": list(filter(None, modules))}
+    return {name: value for name, value in found.items() if value}
+
+
 class Recorder:
     """Started when a stage starts, written when it ends. ``command``: the command line that makes a checkpoint."""
 
@@ -91,6 +100,7 @@ class Recorder:
                 "seconds": round(time.monotonic() - self.started, 2),
                 "peak_memory_bytes": peak_memory_bytes(),
                 "interpreter": sys.executable,
+                **around(),
                 "packages": package_versions(),
                 "commit": commit(),
                 **({"command": self.command} if self.command else {}),

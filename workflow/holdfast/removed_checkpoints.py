@@ -44,7 +44,7 @@ def restore(folder: Path) -> None:
     """
     marker = folder / REMOVED
     try:
-        stream = marker.open()
+        stream = marker.open("r+")  # to be written to: NFS locks nothing that is not
     except (FileNotFoundError, NotADirectoryError):
         return
     with stream:

@@ -29,6 +29,23 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Rate:
     return Rate(successes / n, n, float(interval.low), float(interval.high))
 
 
+def wilson_of_share(share: float, n: int) -> Rate:
+    """The same for a share that is a mean of shares of ``n`` items, such as several tries of each: share × n need not
+    be whole.
+
+    Raises:
+        ValueError: ``n`` is below 1 or ``share`` is not in 0..1.
+    """
+    if n < 1 or not 0 <= share <= 1:
+        raise ValueError(f"no share of items: {share} of {n}")
+    if math.isclose(share * n, round(share * n)):
+        return wilson(round(share * n), n)._replace(value=share)
+    shrunk = 1 + Z95**2 / n
+    middle = (share + Z95**2 / (2 * n)) / shrunk
+    half = Z95 * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2)) / shrunk
+    return Rate(share, n, middle - half, middle + half)
+
+
 def bootstrap_mean(values: Sequence[float], seed: int, resamples: int = 2000) -> Rate:
     """Mean with its 95 % percentile bootstrap interval (Efron 1979, Ann. Statist. 7:1).
 
@@ -78,8 +95,9 @@ def recovered_share(
 
 
 def paired_difference(first: Sequence[int], second: Sequence[int]) -> Rate:
-    """Share of ones of the first less that of the second, with its 95 % interval (Wald, of paired proportions:
-    Agresti 2013, Categorical Data Analysis, section 11.1.1).
+    """Share of ones of the first less that of the second, with its 95 % interval (Newcombe 1998, Statist. Med. 17:2635,
+    method 10: from the two Wilson intervals and the correlation), which stays within -1..1 and is no point where
+    nothing changed.
 
     Args:
         first, second: [n] the same items' outcomes, 0 or 1 each.
@@ -88,13 +106,27 @@ def paired_difference(first: Sequence[int], second: Sequence[int]) -> Rate:
         ValueError: other lengths, or no item.
     """
     n = len(first)
-    only_first = sum(a > b for a, b in zip(first, second, strict=True))
-    only_second = sum(a < b for a, b in zip(first, second, strict=True))
     if n == 0:
         raise ValueError("paired_difference needs one item or more")
+    outcomes = [(bool(a), bool(b)) for a, b in zip(first, second, strict=True)]
+    both, neither = outcomes.count((True, True)), outcomes.count((False, False))
+    only_first, only_second = outcomes.count((True, False)), outcomes.count((False, True))
+    one, two = wilson(both + only_first, n), wilson(both + only_second, n)
+    together: float = both * neither - only_first * only_second
+    if together > 0:  # a correction for continuity
+        together = max(together - n / 2, 0)
+    scale = math.sqrt(
+        (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
+    )
+    correlation = together / scale if scale else 0.0
+
+    def reach(a: float, b: float) -> float:
+        return math.sqrt(max(a**2 - 2 * correlation * a * b + b**2, 0.0))
+
     difference = (only_first - only_second) / n
-    half = Z95 * math.sqrt((only_first + only_second) / n - difference**2) / math.sqrt(n)
-    return Rate(difference, n, difference - half, difference + half)
+    low = difference - reach(one.value - one.low, two.high - two.value)
+    high = difference + reach(one.high - one.value, two.value - two.low)
+    return Rate(difference, n, low, high)
 
 
 def mcnemar_exact(b: int, c: int) -> float:

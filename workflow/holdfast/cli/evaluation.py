@@ -8,6 +8,7 @@ import typer
 from holdfast.cli.arguments import ModelDir, Out, Recipe, by_stem, named_files, outputs_apart
 from holdfast.config.by_hand import checked
 from holdfast.files import apart
+from holdfast.hub import switch_back
 
 commands = typer.Typer()
 
@@ -39,6 +40,39 @@ def judge(
     from holdfast.evaluation.judges import judge_files as run
 
     run(generations, out, checked("judge", recipe))
+
+
+@commands.command()
+def visual(
+    out: Out,
+    recipe: Recipe,
+    learnt_on: Annotated[
+        Path | None, typer.Option(help="Calibration records, JSONL: none of their images may be asked about.")
+    ] = None,
+) -> None:
+    """Read benign questions about images, with their answers, into the folder OUT."""
+    switch_back()
+    apart(out, *([learnt_on] if learnt_on else []))
+    from holdfast.evaluation.visual_questions import build_questions as run
+
+    for line in run(out, checked("visual", recipe), learnt_on):
+        typer.echo(line)
+
+
+@commands.command()
+def score(
+    out: Out,
+    generations: Annotated[Path, typer.Option(help="Answers to these questions.")],
+    questions: Annotated[Path, typer.Option(help="The questions, as `visual` wrote them.")],
+    recipe: Recipe = "{}",
+) -> None:
+    """Tell which answers to questions about images are right, and which refuse."""
+    outputs_apart(out, by_stem([generations]))
+    apart(out, questions)
+    from holdfast.evaluation.visual_accuracy import score as run
+
+    right, of = run(generations, questions, out, checked("score", recipe))
+    typer.echo(f"right: {right} of {of}")
 
 
 @commands.command("judge-by-model")

@@ -100,6 +100,35 @@ def mediate(
     run(model_dir, out, direction, harmful, harmless, checked("mediate", recipe), dense_direction)
 
 
+@commands.command()
+def modalities(
+    model_dir: ModelDir,
+    out: Out,
+    direction: Annotated[Path, typer.Option(help="The direction folder of the same checkpoint.")],
+    activations: Annotated[Path, typer.Option(help="The activations folder of the same checkpoint.")],
+    prompts: Annotated[Path, typer.Option(help="What is learnt on: the pairs.jsonl of `holdfast draw`.")],
+    pairs: Annotated[Path, typer.Option(help="What is tried on: the pairs.jsonl of `holdfast pairs build`.")],
+    recipe: Recipe = "{}",
+    dense: Annotated[
+        Path | None, typer.Option(help="What this wrote of the dense model, of a compressed checkpoint.")
+    ] = None,
+) -> None:
+    """Find directions on text, images and drawn text; compare them, and try the refusal direction on each."""
+    apart(out, model_dir, direction, activations, prompts, pairs)
+    from holdfast.refusal.modalities import modalities as run
+
+    run(
+        model_dir,
+        out,
+        direction_dir=direction,
+        activations_dir=activations,
+        prompts=prompts,
+        pairs=pairs,
+        recipe=checked("modalities", recipe),
+        dense=dense,
+    )
+
+
 @commands.command("image-use")
 def image_use_command(
     model_dir: ModelDir,

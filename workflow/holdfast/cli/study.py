@@ -17,11 +17,13 @@ commands = typer.Typer()
 @commands.command()
 def check(config: Annotated[Path, typer.Argument(help="A study's YAML file.")]) -> None:
     """Validate a study's config: a summary of its cells, or one line per mistake (exit 2)."""
+    from holdfast.cluster.site import can_submit, jobs_have_gpus
     from holdfast.config import load_study, summary
     from holdfast.config.backend import settled
 
     study = load_study(config)
-    choice = settled(study, Path("results", study.study), ENVIRONMENTS)
+    gpus = jobs_have_gpus(submitted=can_submit())
+    choice = settled(study, Path("results", study.study), ENVIRONMENTS, gpus=gpus)
     typer.echo(f"{summary(study)}\n{choice.told()}")
 
 
@@ -135,6 +137,7 @@ def tables(
         study.attacks_on,
         borderline=borderline,
         paired=study.pairs is not None,
+        pictured=study.evaluate.visual is not None,
         transferred=study.evaluate.transfer.nulls > 0,
         undone=left,
     )

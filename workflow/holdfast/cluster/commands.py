@@ -48,7 +48,8 @@ def slurm(*command: str, timeout: float = ANSWER) -> str:
     except subprocess.TimeoutExpired:
         what = f"no answer in {timeout:.0f} s"
     except subprocess.CalledProcessError as error:
-        what = (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]
+        said = [line for line in error.stderr.strip().splitlines() if "Exited with exit code" not in line]
+        what = said[-1] if said else f"exit code {error.returncode}"
     else:
         return done.stdout
     raise HoldfastError(what, command[0], "try it by hand, or ask the cluster's administrators")

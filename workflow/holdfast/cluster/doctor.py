@@ -4,13 +4,16 @@ import getpass
 import importlib.metadata
 import os
 import re
-import sys
+import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-from holdfast.cluster.commands import NO_ACCOUNTING, find_commands, records, settings, slurm
+from holdfast.cluster.commands import NO_ACCOUNTING, find_commands, slurm
+from holdfast.cluster.live import Finding, Live, look
 from holdfast.cluster.site import Partition, Site, minutes, read_site
+from holdfast.cluster.software import module_command
+from holdfast.cluster.trial import trial
 from holdfast.errors import HoldfastError
 
 PLUGIN = "snakemake-executor-plugin-slurm"
@@ -22,46 +25,6 @@ SHARED = re.compile(
     r"nfs|lustre|gpfs|beegfs|ceph|glusterfs|panfs|pvfs|orangefs|afs|wekafs|quobyte|smb|cifs|9p"
 )
 NO_LOCKS = {"localflock", "nolock", "local_lock=all", "local_lock=flock"}
-TRY = 120  # seconds in which a small job begins and ends, where the cluster is not full
-
-
-class Finding(NamedTuple):
-    """A line of the diagnosis; ``remedy`` is empty where all is well."""
-
-    where: str
-    what: str
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        return (
-            f"wrong: {self.where}: {self.what}; {self.remedy}"
-            if self.remedy
-            else f"well: {self.where}: {self.what}"
-        )
-
-
-class Live(NamedTuple):
-    """A cluster as it is now, in Slurm's own words."""
-
-    partitions: dict[str, dict[str, str]]
-    nodes: list[dict[str, str]]
-    config: dict[str, str]
-
-    def nodes_of(self, partition: str) -> list[dict[str, str]]:
-        return [n for n in self.nodes if partition in n.get("Partitions", "").split(",")]
-
-    def default(self) -> str | None:
-        return next((name for name, p in self.partitions.items() if p.get("Default") == "YES"), None)
-
-
-def look() -> Live:
-    """Ask the controller. Raises HoldfastError where it does not answer."""
-    partitions = records(slurm("scontrol", "show", "partition", "--oneliner"))
-    return Live(
-        {p["PartitionName"]: p for p in partitions},
-        records(slurm("scontrol", "show", "node", "--oneliner")),
-        settings(slurm("scontrol", "show", "config")),
-    )
 
 
 def diagnose(site_path: Path, results: Path, try_job: bool) -> Iterator[Finding]:
@@ -88,6 +51,8 @@ def diagnose(site_path: Path, results: Path, try_job: bool) -> Iterator[Finding]
         yield from partition(name, limits, site, live)
     yield from site_wide(site, live)
     yield from account(site)
+    yield from modules(site)
+    yield from container(site)
     yield from storage(results, live)
     if try_job:
         yield from trial(site, results, live)
@@ -225,6 +190,33 @@ def account(site: Site) -> Iterator[Finding]:
             yield Finding(name, value)
 
 
+def modules(site: Site) -> Iterator[Finding]:
+    """Whether the modules can be loaded, as far as this machine's are those of the nodes."""
+    try:
+        prepare = module_command() if site.modules else ""
+    except HoldfastError as error:
+        yield Finding(error.where, error.what, error.remedy)
+        return
+    for name in site.modules:
+        asked = f"{prepare} && module is-avail {shlex.quote(name)}"
+        there = subprocess.run(["sh", "-c", asked], capture_output=True, check=False).returncode == 0
+        yield (
+            Finding(f"module {name}", "is there")
+            if there
+            else Finding(f"module {name}", "there is none of that name", "choose from: module avail")
+        )
+
+
+def container(site: Site) -> Iterator[Finding]:
+    """Whether the image is there; whether nodes can run it only a job can tell."""
+    if site.container and Path(site.container).exists():
+        yield Finding("container", f"{site.container} is there")
+    elif site.container:
+        yield Finding(
+            "container", f"{site.container} is not there", "build or copy it to where all nodes see it"
+        )
+
+
 def storage(results: Path, live: Live) -> Iterator[Finding]:
     """Whether jobs on other nodes see the results folder, and whether its locks hold, as far as its mount tells."""
     folder = results.resolve()
@@ -263,36 +255,6 @@ def mount_of(folder: Path) -> tuple[str, list[str]]:
         if folder.is_relative_to(where) and len(where.parts) >= best[0]:
             best = (len(where.parts), kind, options.split(","))
     return best[1:]
-
-
-def trial(site: Site, results: Path, live: Live) -> Iterator[Finding]:
-    """A small job in every partition: does it start, import Holdfast and write where it is seen from here?"""
-    try:
-        results.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        yield Finding(str(results), f"cannot be made ({error.strerror})", "run in a folder of your own")
-        return
-    # What is not there has been told.
-    for name in [name for name in site.partitions or [live.default()] if name in live.partitions]:
-        mark = results / f".doctor-{os.getpid()}"
-        code = f"import holdfast, pathlib; pathlib.Path({str(mark.resolve())!r}).touch()"
-        options = [f"--partition={name}", "--ntasks=1", "--mem=500", "--time=5", "--quiet"]
-        options += [f"--{k}={v}" for k in ("account", "qos", "constraint") if (v := getattr(site, k))]
-        where = f"a job in {name}"
-        try:
-            slurm("srun", *options, f"--immediate={TRY}", sys.executable, "-c", code, timeout=2 * TRY)
-        except HoldfastError as error:
-            yield Finding(
-                where, error.what, "see that a job finds this folder and this Python; or the cluster is full"
-            )
-            continue
-        if mark.exists():
-            yield Finding(where, "starts, imports holdfast, and its files are seen here")
-            mark.unlink()
-        else:
-            yield Finding(
-                where, f"what it wrote into {results} is not seen here", "work in a folder all nodes see"
-            )
 
 
 def unusable(node: dict[str, str]) -> bool:

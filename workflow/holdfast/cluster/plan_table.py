@@ -83,8 +83,11 @@ def lines(plan: Plan) -> Iterator[str]:
     chain = " → ".join(f"{name} × {n}" if n > 1 else name for name, n in runs_of(plan.path))
     if not plan.kept:
         yield "disk: all that is written; checkpoints are removed as soon as nothing needs them, so less lies there"
-    least = "at least " if plan.total("unknown") else ""
-    yield f"longest path: {least}{duration(plan.path_seconds)} ({chain})"
+    if plan.total("unknown") > left / 2:
+        yield "longest path: not known, as most jobs' time is not"
+    else:
+        least = "at least " if plan.total("unknown") else ""
+        yield f"longest path: {least}{duration(plan.path_seconds)} ({chain})"
     if plan.without_size:
         names = ", ".join(plan.without_size)
         yield f"no estimate for {plan.total('unknown')} jobs: size not known of {names}"

@@ -20,11 +20,13 @@ OWN = "holdfast"  # what its changes make stale is told by the stages' versions
 RULES = {
     "compress": ("compress", "compress_by_gptqmodel"),
     "fetch": ("fetch", "fetch_judge"),
-    "generate": ("answer_pairs", "attack", "borderline", "generate", "training_answers"),
+    "generate": ("answer_pairs", "answer_visual", "attack", "borderline", "generate", "training_answers"),
+    "draw": ("draw_prompts",),
     "image-use": ("image_use",),
     "judge": ("judge", "judge_attack", "judge_borderline", "judge_pairs"),
     "judge-by-model": ("judge_attack_by_model", "judge_by_model"),
     "recalibrate": ("recalibrate", "recalibrate_by_gptqmodel"),
+    "score": ("score_visual",),
     "text": ("held_out",),
 }
 

@@ -8,6 +8,11 @@ from typing import Any
 from holdfast.config.cells import cell_of
 
 
+def single(jobs: Iterable[Any]) -> list[Any]:
+    """Snakemake's jobs, those of groups each by itself."""
+    return [job for one in jobs for job in (one if one.is_group() else [one])]
+
+
 def undone(dag: Any, failed: Iterable[Any], results: Path) -> list[dict[str, Any]]:
     """Of every job that should have run and did not end well, ``{stage, cell, files, failed}``.
 
@@ -23,7 +28,7 @@ def undone(dag: Any, failed: Iterable[Any], results: Path) -> list[dict[str, Any
         the results folder. ``failed``: the rules of the failed jobs that it waits for, itself among them; none if the
         run was stopped before it.
     """
-    broken = {job for one in failed for job in (one if one.is_group() else [one])}
+    broken = set(single(failed))
     open_jobs = set(dag.needrun_jobs())
     causes: dict[Any, set[str]] = {}
 

@@ -17,6 +17,7 @@ from holdfast.pairs.references import COUNTS as PAIRS
 
 PROMPT_TOKENS = 48  # of a chat prompt with its template
 PROMPTS = 250  # of a set whose size the config does not say, as XSTest's safe prompts are
+VISUAL = 1000  # questions about images, likewise
 POSITIONS = 6  # post-instruction tokens of a chat template
 SHALLOW = 0.8  # share of the layers that are candidates (the last 20 % are dropped)
 ANSWER_TOKENS = 16  # of the answers that a choice is verified on (refusal/score_check.py)
@@ -225,8 +226,25 @@ def image_use(study: Study, names: Names, size: Size) -> Work:
     return Work("direction", tokens, context=PROMPT_TOKENS)
 
 
+def modalities(study: Study, names: Names, size: Size) -> Work:
+    """A pass over what directions are learnt on, and over pairs with each direction ablated and added."""
+    section = study.modalities
+    if section is None:
+        return Work("transfer")
+    learnt = 2 * len(PAIRS) * min(section.limit or PROMPTS, PROMPTS)
+    tried = 3 + 2 * section.nulls  # nothing, the refusal direction, the modality's own, and the nulls
+    on = min(_halves(study), 2 * len(PAIRS) * (section.pairs or PROMPTS))
+    return Work("transfer", (learnt + tried * on) * FULL_TOKENS)
+
+
 def answer_pairs(study: Study, names: Names, size: Size) -> Work:
     return _by_backend(study, "generate", _halves(study), study.evaluate.generate.max_new_tokens)
+
+
+def answer_visual(study: Study, names: Names, size: Size) -> Work:
+    section = study.evaluate.visual
+    number = (section.limit if section else None) or VISUAL
+    return _by_backend(study, "generate", number, study.evaluate.generate.max_new_tokens)
 
 
 def _halves(study: Study, but: Sequence[str] = ()) -> int:
@@ -284,7 +302,9 @@ COUNTERS: dict[str, Counter] = {
     "attack": attack,
     "borderline": borderline,
     "answer_pairs": answer_pairs,
+    "answer_visual": answer_visual,
     "image_use": image_use,
+    "modalities": modalities,
     "ability": ability,
     "judge_by_model": judge_by_model,
     "judge_attack_by_model": judge_by_model,

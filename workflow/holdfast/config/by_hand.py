@@ -8,20 +8,19 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from holdfast.config import sources
 from holdfast.config.compressions import Prune, Published, Quantize, compression_kind
 from holdfast.config.grid import Aird
+from holdfast.config.images import Pairs, Visual
 from holdfast.config.judges import JudgeName, ListName
 from holdfast.config.measures import (
     Attack,
-    Data,
     Direction,
     Generate,
     Mediation,
-    Pairs,
     Perplexity,
-    PromptSet,
     Search,
     Transfer,
     ZeroShot,
 )
+from holdfast.config.prompt_sets import Data, PromptSet
 from holdfast.config.reading import dotted, explained
 from holdfast.config.rivals import Recalibrate, Steer, SystemPrompt, Tune
 from holdfast.config.sources import BadValueError
@@ -99,6 +98,19 @@ class ImageUseRecipe(Versioned):
     seed: int = Field(default=0, ge=0, description="seed of the bootstrap")
 
 
+class DrawRecipe(Versioned):
+    learnt_on: Literal["prompts", "embedded-words"] = Field(
+        default="prompts", description="prompt sets that are given, or embedded-words"
+    )
+    limit: Positive | None = Field(default=64, description="prompts of each kind at most; null for all")
+
+
+class ModalitiesRecipe(Versioned):
+    pairs: Positive | None = Field(default=32, description="pairs of each modality; null for all")
+    nulls: Annotated[int, Field(ge=3)] = Field(default=8, description="directions of each null")
+    seed: int = Field(default=0, ge=0, description="seed of the nulls and the bootstrap")
+
+
 class MediateRecipe(Mediation, Versioned):
     seed: int = Field(default=0, ge=0, description="seed of the first random direction")
     ablation: Literal["plain", "affine"] = Field(default="plain", description="kind of ablation")
@@ -142,6 +154,14 @@ class JudgeRecipe(Versioned):
     judges: list[ListName] = Field(min_length=1, description="names of substring lists")
 
 
+class VisualRecipe(Visual, Versioned):
+    pass
+
+
+class ScoreRecipe(Versioned):
+    judge: ListName = Field(default="arditi-12", description="refusal judge")
+
+
 class AgreementRecipe(Versioned):
     judges: list[ListName] = Field(default=[], description="names of substring lists")
     judge_models: dict[JudgeName, str] = Field(default={}, description="kind of each model judge, by name")
@@ -183,6 +203,8 @@ RECIPES: dict[str, type[Section]] = {
     "transfer": TransferRecipe,
     "mediate": MediateRecipe,
     "image-use": ImageUseRecipe,
+    "draw": DrawRecipe,
+    "modalities": ModalitiesRecipe,
     "edit": EditRecipe,
     "instruct": InstructRecipe,
     "steer": SteerRecipe,
@@ -191,6 +213,8 @@ RECIPES: dict[str, type[Section]] = {
     "generate": GenerateRecipe,
     "judge": JudgeRecipe,
     "judge-by-model": JudgeByModelRecipe,
+    "visual": VisualRecipe,
+    "score": ScoreRecipe,
     "agreement": AgreementRecipe,
     "ability": AbilityRecipe,
 }
@@ -219,7 +243,7 @@ def validated(stage: str, given: dict[str, Any]) -> dict[str, Any]:
         full = kind.model_validate({"version": STAGE_VERSIONS[stage]} | given).model_dump()
     except ValidationError as error:
         where, what, remedy = explained(error.errors(include_url=False)[0], kind)
-        raise HoldfastError(what, f"--recipe, {dotted(where)}", remedy) from None
+        raise HoldfastError(what, ", ".join(filter(None, ("--recipe", dotted(where)))), remedy) from None
     if stage == "edit" and full["alpha"] is None and full["variant"] not in ("restore", "realign"):
         full["alpha"] = "search"
     if stage == "steer" and full["alpha"] is None and full["matched_to"] is None:

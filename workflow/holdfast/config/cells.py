@@ -9,9 +9,12 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from holdfast.config.compressions import calibrated
+from holdfast.errors import HoldfastError
+from holdfast.files import read_json
 
 DENSE = "dense"
 AS_IS = "as-is"
@@ -101,6 +104,8 @@ def grid_mistakes(config: dict[str, Any]) -> Iterator[Found]:
     )
     yield from needless_draws(named_sections("compressions", config), config.get("calibration"))
     yield from empty_patterns(config)
+    yield from untried_modalities(config)
+    yield from blind_models(config)
     yield from idle_attacks(config, list(named_sections("models", config)))
 
 
@@ -204,6 +209,44 @@ def nothing_to_recalibrate(compressions: dict[str, Any], methods: dict[str, Any]
     for name in filter(lambda name: recalibrates(methods[name]), methods):
         what = "no compression of the study is calibrated"
         yield ("methods", name), what, "add one (wanda, sparsegpt, gptq, awq, smoothquant), or remove this"
+
+
+def untried_modalities(config: dict[str, Any]) -> Iterator[Found]:
+    """Directions by modality without pairs to try them on, or with those that they are learnt on."""
+    section, pairs = config.get("modalities"), config.get("pairs")
+    if section is not None and pairs is None:
+        yield ("modalities",), "the study has no pairs to try directions on", "add pairs: {}, or remove this"
+    words = "embedded-words"
+    if not isinstance(section, dict) or not isinstance(pairs, dict) or section.get("learnt_on") != words:
+        return
+    if pairs.get("benchmark") == words and pairs.get("split") != "test":
+        what = "they hold the words that directions are learnt on"
+        yield ("pairs", "split"), what, "write split: test"
+
+
+def blind_models(config: dict[str, Any]) -> Iterator[Found]:
+    """Models that take no images in a study that shows them some: the embedded one without its vision parts, and
+    folders whose config has no tower. What the hub holds is not known yet: their jobs say it."""
+    pairs, evaluate = config.get("pairs"), config.get("evaluate")
+    shown = (
+        isinstance(pairs, dict) and pairs.get("modality") != ["text"] and pairs.get("benchmark") != "xstest"
+    )
+    if not shown and not (isinstance(evaluate, dict) and evaluate.get("visual")):
+        return
+    for name, section in named_sections("models", config).items():
+        kind, _, where = str(section.get("source") if isinstance(section, dict) else "").partition(":")
+        if (kind == "package" and not section.get("vision")) or (kind == "path" and towerless(where)):
+            remedy = "use a vision-language model, or leave out evaluate.visual and pairs with images"
+            yield ("models", name), "takes no images, and the study shows it some", remedy
+
+
+def towerless(folder: str) -> bool:
+    """Whether a model folder's config is there and has no vision tower."""
+    try:
+        config = read_json(Path(folder).expanduser() / "config.json")
+    except (OSError, HoldfastError):
+        return False
+    return isinstance(config, dict) and "vision_config" not in config
 
 
 def idle_attacks(config: dict[str, Any], models: list[str]) -> Iterator[Found]:

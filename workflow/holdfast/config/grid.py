@@ -35,6 +35,7 @@ RESERVED_MODELS = {
     "judges",
     "downloads",
     "pairs",
+    "modalities",
 }
 RESERVED_METHODS = {
     "checkpoint",
@@ -45,6 +46,7 @@ RESERVED_METHODS = {
     "comparison.csv",
     "transfer.json",
     "image-use.json",
+    "modalities",
     "mediation",
     "training-answers",
 }

@@ -1,150 +1,19 @@
-"""The sections that say how a cell is measured: texts and prompts, direction, search, evaluation."""
+"""The sections that say how a cell is measured: direction, search, evaluation."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from holdfast.config import sources
+from holdfast.config.images import Visual
 from holdfast.config.judges import JudgeModel, JudgeName
+from holdfast.config.prompt_sets import Checksum, Data
 from holdfast.config.sources import BadValueError
 from holdfast.config.values import Layers, Positive, Section, Variant, distinct, either, named
 from holdfast.files import sha256
 
-DataSource = Annotated[str, AfterValidator(sources.checked(sources.DATA))]
-Checksum = Annotated[
-    str | None, Field(pattern="^[0-9a-f]{64}$", description="sha256 of the file, 64 hex digits, or null")
-]
-
 AttackName = Annotated[str, named({"plain"}, "the name of the attack without settings")]
-
-
-class Data(Section):
-    """Texts, one a record, of a file or a hub data set."""
-
-    source: DataSource = Field(description="package:NAME/inner/path, file:PATH or hub:ORG/NAME@REVISION")
-    sha256: Checksum = None
-    column: str | None = Field(
-        default=None, description="field that holds the text; found by its usual names if null"
-    )
-    split: str | None = Field(default=None, validate_default=True, description="split of a hub data set")
-    config: str | None = Field(default=None, description="configuration of a hub data set")
-
-    @field_validator("split", "config")
-    @classmethod
-    def fits_source(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if (source := info.data.get("source")) is None:
-            return value
-        from_hub = source.startswith("hub:")
-        if value is not None and not from_hub:
-            raise BadValueError("only a hub: source has it", "remove this key")
-        if value is None and from_hub and info.field_name == "split":
-            raise BadValueError("a hub: source needs it", "add it, for example split: test")
-        return value
-
-
-class Calibration(Data):
-    """Plain text on which compression methods measure a model's inputs; never evaluation data."""
-
-    samples: Positive = Field(description="number of sequences")
-    tokens: Annotated[int, Field(gt=1)] = Field(description="tokens per sequence")
-
-
-class PromptSet(Data):
-    """A set of prompts."""
-
-    rows: str | None = Field(
-        default=None, description='rows to keep as "start:stop", counted from 0, stop excluded'
-    )
-    where: dict[str, str | int | float | bool] | None = Field(
-        default=None, min_length=1, description="keep records whose fields have these values"
-    )
-    limit: Positive | None = Field(default=None, description="keep at most so many, the first ones")
-
-    @field_validator("rows")
-    @classmethod
-    def is_slice(cls, value: str | None) -> str | None:
-        remedy = 'write "start:stop", for example "0:100"'
-        if value is None:
-            return value
-        match = re.fullmatch(r"(-?\d*):(-?\d*)", value)
-        try:
-            start, stop = (int(part) if part else None for part in match.groups()) if match else (None, 0)
-        except ValueError:
-            match = None
-        if not match:
-            raise BadValueError(f"'{value}' is not a range of rows", remedy)
-        same_end = start is None or stop is None or (start < 0) == (stop < 0)
-        if stop == 0 or (same_end and start is not None and stop is not None and start >= stop):
-            raise BadValueError(f"'{value}' keeps no row", remedy)
-        return value
-
-
-class Prompts(Section):
-    """Six roles, and one that a study may add; no prompt may stand in two of them."""
-
-    harmful_train: PromptSet = Field(description="harmful prompts the direction is computed from")
-    harmful_validation: PromptSet = Field(description="harmful prompts directions and edits are chosen on")
-    harmless_train: PromptSet = Field(description="harmless prompts the direction is computed from")
-    harmless_validation: PromptSet = Field(description="harmless prompts directions and edits are chosen on")
-    attack: PromptSet = Field(description="harmful prompts of the evaluation, used for nothing else")
-    over_refusal: PromptSet = Field(description="harmless prompts of the evaluation, used for nothing else")
-    borderline: PromptSet | None = Field(
-        default=None,
-        description="harmless prompts of the evaluation that sound harmful, as XSTest's safe ones, or null",
-    )
-
-    def roles(self) -> list[str]:
-        """The roles that have prompts."""
-        return [role for role in type(self).model_fields if getattr(self, role) is not None]
-
-
-Modality = Literal["text", "image", "typographic"]
-
-
-class Pairs(Section):
-    """Harmful inputs beside their benign counterfactuals, as text, in scenes and drawn (docs/vision.md)."""
-
-    benchmark: Literal["holdfast", "vlmsafe-420", "mossbench", "figstep", "xstest"] = Field(
-        default="holdfast", description="this project's own benchmark, or a published one"
-    )
-    source: Annotated[str, AfterValidator(sources.checked(sources.PAIRS))] | None = Field(
-        default=None,
-        description="path:FOLDER of a published one; of vlmsafe-420 also hub:ORG/NAME@REVISION",
-    )
-    split: str | None = Field(default=None, description="split of a hub data set")
-    modality: Annotated[list[Modality], AfterValidator(distinct)] = Field(
-        default=["text", "image", "typographic"],
-        min_length=1,
-        validate_default=True,
-        description="which pairs",
-    )
-    limit: Positive | None = Field(
-        default=None, description="pairs of each modality at most, the first ones; null for all"
-    )
-    sources: dict[str, Data] = Field(default={}, description="sets that no package carries, by name")
-
-    def pictured(self) -> bool:
-        """Whether any of the pairs may have images."""
-        return self.modality != ["text"]
-
-    @model_validator(mode="after")
-    def fits_benchmark(self) -> "Pairs":
-        own = self.benchmark == "holdfast"
-        if own == bool(self.source):
-            what = "is read from many sources" if own else "has no source"
-            raise BadValueError(
-                f"{self.benchmark} {what}", "give sources" if own else "add source: path:FOLDER"
-            )
-        if not own and self.sources:
-            raise BadValueError(f"{self.benchmark} has one source", "give source, not sources")
-        from_hub = bool(self.source) and str(self.source).startswith("hub:")
-        if from_hub and self.benchmark != "vlmsafe-420":
-            raise BadValueError(f"{self.benchmark} is read from a folder", "write source: path:FOLDER")
-        if from_hub != bool(self.split):
-            raise BadValueError("split goes with a hub: source", "give both, or neither")
-        return self
 
 
 class Direction(Section):
@@ -332,6 +201,7 @@ class Evaluate(Section):
     transfer: Transfer = Field(
         default=Transfer(), description="the dense model's direction in compressed models"
     )
+    visual: Visual | None = Field(default=None, description="accuracy on questions about images, or null")
     zero_shot: ZeroShot = Field(description="zero-shot accuracy")
     perplexity: Perplexity = Field(description="perplexity")
 

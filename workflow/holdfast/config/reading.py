@@ -106,12 +106,14 @@ def unpinned(study: Study) -> Iterator[str]:
     sections |= {f"evaluate.judge_models.{n}": j.source for n, j in study.evaluate.judge_models.items()}
     sections["calibration"] = study.calibration.source
     sections["evaluate.perplexity"] = study.evaluate.perplexity.source
+    if study.evaluate.visual:
+        sections["evaluate.visual"] = study.evaluate.visual.source or ""
     for where, source in sections.items():
         if source.startswith("hub:") and not re.fullmatch("[0-9a-f]{40}", source.rpartition("@")[2]):
             yield f"{where}.source ({source})"
 
 
-def read_yaml(path: Path) -> tuple[dict[str, Any], list[Found]]:
+def read_yaml(path: Path, example: str = "config/demo.yaml") -> tuple[dict[str, Any], list[Found]]:
     """The YAML as plain data, and the keys given twice in it.
 
     Raises ConfigError when there is no such file, or it is not YAML, or not a mapping.
@@ -143,7 +145,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], list[Found]]:
     finally:
         loader.dispose()
     if not isinstance(config, dict):
-        raise ConfigError(path, [((), "empty, or not a mapping", "start from config/demo.yaml")])
+        raise ConfigError(path, [((), "empty, or not a mapping", f"start from {example}")])
     return config, found
 
 
@@ -222,7 +224,8 @@ def explained_value(kind: str, location: Location, given: Any, context: dict[str
     elif "[key]" in location:
         what, remedy = f"the name {shown} is not text", "put it in quotes"
     elif kind == "too_short":
-        what, remedy = "empty", "give it at least one entry"
+        least = context["min_length"]
+        what, remedy = ("too few", f"give {least}") if given else ("empty", "give it at least one entry")
     elif kind == "string_too_short":
         what, remedy = "empty", "give some text"
     elif given is None:

@@ -40,8 +40,8 @@ def recipe(
     version = STAGE_VERSIONS[stage]
     keys: Recipe = {}  # of activations, which have none
     match stage:
-        case "prompts" | "pairs":
-            keys = prompts(study, str(role)) if stage == "prompts" else pairs(study)
+        case "prompts" | "pairs" | "draw" | "modalities":
+            keys = prompts(study, str(role)) if stage == "prompts" else of_pairs(study, stage)
         case "fetch":
             keys = judge_checkpoint(study, judge) if judge else dense_checkpoint(study, str(model))
         case "compress":
@@ -61,13 +61,11 @@ def recipe(
             keys = after_compression(study, stage, str(compression), str(method))
         case "generate":
             keys = evaluate.generate.model_dump() | (attack_setting(study, attack) if attack else {})
-        case "judge" | "judge-by-model":
-            keys = judging(study, judge)
-        case "ability":
-            keys = {
-                "zero_shot": evaluate.zero_shot.model_dump(),
-                "perplexity": evaluate.perplexity.model_dump(exclude_none=True),
-            }
+        case "judge" | "judge-by-model" | "score":
+            scored = {"judge": quick_judge(evaluate.judges)}
+            keys = scored if stage == "score" else judging(study, judge)
+        case "ability" | "visual":
+            keys = ability(study) if stage == "ability" else visual(study)
         case "tables" | "figures" | "report":
             keys = {"study": study.study, "judges": evaluate.judges}
         case "text" | "disjoint":
@@ -112,11 +110,32 @@ def prompts(study: "Study", role: str) -> Recipe:
     return getattr(study.prompts, role).model_dump(exclude_none=True) | {"label": label, "role": role}
 
 
-def pairs(study: "Study") -> Recipe:
-    """Which pairs a study asks; raises KeyError where it asks none."""
-    if study.pairs is None:
-        raise KeyError("pairs")
-    return study.pairs.model_dump(exclude_none=True)
+def of_pairs(study: "Study", stage: str) -> Recipe:
+    """Which pairs a study asks, what is drawn as they are, and directions found on that; raises KeyError where it has
+    none of it."""
+    if stage == "pairs" and study.pairs:
+        return study.pairs.model_dump(exclude_none=True)
+    if stage == "draw" and study.modalities:
+        return study.modalities.model_dump(include={"learnt_on", "limit"})
+    if stage == "modalities" and study.modalities:
+        return study.modalities.model_dump(include={"pairs", "nulls"}) | {"seed": study.seed}
+    raise KeyError(stage)
+
+
+def ability(study: "Study") -> Recipe:
+    return {
+        "zero_shot": study.evaluate.zero_shot.model_dump(),
+        "perplexity": study.evaluate.perplexity.model_dump(exclude_none=True),
+    }
+
+
+def visual(study: "Study") -> Recipe:
+    """Which questions about images a study asks; raises KeyError where it asks none."""
+    section = study.evaluate.visual
+    if section is None:
+        raise KeyError("visual")
+    own = {"benchmark", "limit"} if section.benchmark else None
+    return section.model_dump(include=own, exclude_none=True)
 
 
 def attack_setting(study: "Study", name: str) -> Recipe:

@@ -13,7 +13,10 @@ from holdfast.config import recipes
 from holdfast.config.cells import Cell, expand
 from holdfast.config.compressions import Compression
 from holdfast.config.grid import CompressionName, Method, MethodName, Model, ModelName, Part
-from holdfast.config.measures import Calibration, Direction, Evaluate, Pairs, Prompts, Search
+from holdfast.config.images import Pairs
+from holdfast.config.measures import Direction, Evaluate, Search
+from holdfast.config.modalities import Modalities
+from holdfast.config.prompt_sets import Calibration, Prompts
 from holdfast.config.values import Section
 
 
@@ -42,6 +45,9 @@ class Study(Section):
     prompts: Prompts = Field(description="prompt sets, by role")
     pairs: Pairs | None = Field(
         default=None, description="harmful inputs beside their benign counterfactuals, or null"
+    )
+    modalities: Modalities | None = Field(
+        default=None, description="directions found on images and drawn text, tried on the pairs, or null"
     )
     direction: Direction = Field(default=Direction(), description="how the refusal direction is found")
     search: Search = Field(default=Search(), description="what variant, layer and alpha: search try")

@@ -213,6 +213,12 @@ class Partial:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        if (
+            self.path.is_file() and not self.path.stat().st_size
+        ):  # refused before its first answer: nothing to keep
+            self.path.unlink()
+            with contextlib.suppress(OSError):
+                self.out.parent.rmdir()
         self.stream.close()
 
     def indices_done(self) -> set[int]:

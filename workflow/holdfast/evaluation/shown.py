@@ -12,7 +12,14 @@ from holdfast.errors import HoldfastError
 from holdfast.evaluation.thoughts import apart, decoded
 from holdfast.prompts.images import Instruction, text_of
 from holdfast.prompts.processors import Input, collated, no_processor
-from holdfast.prompts.templates import Thought, by_length, encode, thought_delimiters, token_counts
+from holdfast.prompts.templates import (
+    Thought,
+    by_length,
+    encode,
+    render,
+    thought_delimiters,
+    token_counts,
+)
 
 
 class Chat:
@@ -42,6 +49,11 @@ class Chat:
         batch = self.encoded(texts)
         pairs = zip(batch["input_ids"], batch["attention_mask"].bool(), strict=True)
         return [row[real].tolist() for row, real in pairs]
+
+    def with_placeholders(self, text: Instruction) -> list[int]:
+        """Token ids with one placeholder an image, as vLLM takes them; a model reads as many as it has features."""
+        [rendered] = render(self.tokenizer, [text], self.settings)
+        return list(self.tokenizer(rendered + self.suffix, add_special_tokens=False)["input_ids"])
 
     def said(self, tokens: Sequence[int]) -> tuple[str | None, str]:
         """(thought, answer) of generated tokens."""

@@ -20,7 +20,7 @@ from holdfast.evaluation.generation import Answered, Asked, Completion, cut
 from holdfast.evaluation.sampling import Sampling
 from holdfast.evaluation.shown import Chat, end_tokens
 from holdfast.model_folders import STEERING, config_dtype, read_config, settings, weight_files
-from holdfast.skeletons import model_config
+from holdfast.skeletons import model_config, takes_images
 
 # In this process: vLLM's own error is told and not that its engine did not start, a killed stage leaves nothing
 # behind, and on a CPU it takes the threads that the job has. It reports its use to nobody.
@@ -77,7 +77,7 @@ class Vllm:
             raise HoldfastError(what, "evaluate.generate.backend", remedy) from None
         self.vllm: Any = vllm
         self.folder, self.form, self.batch_size, self.sampling = folder, form, batch_size, sampling
-        self.config = model_config(folder)
+        self.config, self.seeing = model_config(folder), takes_images(folder)
         self.generation = generation_config(folder, self.config)
         self.ends = end_tokens(self.generation, form.tokenizer)
 
@@ -88,20 +88,23 @@ class Vllm:
     def answers(
         self, sets: Sequence[Sequence[Asked]], done: Sequence[Collection[int]], max_new_tokens: int
     ) -> Iterator[Answered]:
-        """As they are finished. Raises HoldfastError when vLLM cannot serve the checkpoint, or a prompt has images."""
-        if any(a.pictures for asked in sets for a in asked):
-            raise HoldfastError("images are not passed on to vLLM", str(self.folder), REMEDY)
-        ids = [self.form.token_ids([a.text for a in asked]) for asked in sets]
+        """As they are finished. Raises HoldfastError when vLLM cannot serve the checkpoint, or for a bad image."""
+        from holdfast.evaluation import vllm_images
+
+        ids = [self.form.token_ids([a.instruction for a in asked]) for asked in sets]
         longest = max((len(row) for rows in ids for row in rows), default=0)
-        self.options = self.engine_options(longest + max_new_tokens, sum(map(len, ids)))
+        images = max((len(a.pictures) for asked in sets for a in asked), default=0)
+        self.options = self.engine_options(longest + max_new_tokens, sum(map(len, ids)), images)
         left = [(n, i) for n, asked in enumerate(sets) for i in range(len(asked)) if i not in done[n]]
         if not left:
             return
         engine = self.started()
         try:
             for request, (number, index) in enumerate(left):
-                parameters = self.parameters(sets[number][index].seed, max_new_tokens)
-                engine.add_request(str(request), {"prompt_token_ids": ids[number][index]}, parameters)
+                asked = sets[number][index]
+                parameters = self.parameters(asked.seed, max_new_tokens)
+                row = self.form.with_placeholders(asked.instruction) if asked.pictures else ids[number][index]
+                engine.add_request(str(request), vllm_images.request(row, asked.pictures), parameters)
             while engine.has_unfinished_requests():
                 finished: dict[int, dict[int, Completion]] = {}
                 for output in engine.step():
@@ -138,26 +141,27 @@ class Vllm:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def engine_options(self, positions: int, requests: int) -> dict[str, Any]:
-        """vLLM's EngineArgs for ``requests`` of at most ``positions`` tokens, prompt and answer."""
+    def engine_options(self, positions: int, requests: int, images: int) -> dict[str, Any]:
+        """vLLM's EngineArgs for ``requests`` of at most ``positions`` tokens, prompt and answer, and so many images."""
         from vllm.platforms import current_platform
 
         options: dict[str, Any] = {
             "model": str(self.folder),
-            "skip_tokenizer_init": True,
+            "skip_tokenizer_init": not self.seeing,  # a processor of images has its tokenizer in it
             "load_format": "safetensors",
             "trust_remote_code": bool(settings(self.folder)["trust_remote_code"]),
             "dtype": computes_in(self.folder, on_cpu=current_platform.is_cpu()),
             "max_model_len": positions,
             "max_num_seqs": None if self.batch_size == "auto" else int(self.batch_size),
-            "tensor_parallel_size": 1,
             "enable_prefix_caching": True,
+            "limit_mm_per_prompt": {"image": images} if self.seeing else {},
             "disable_log_stats": True,
             "seed": 0,
         }
         text = self.config.get_text_config()
+        devices = cpu_groups() if current_platform.is_cpu() else torch.cuda.device_count()
+        options["tensor_parallel_size"] = tensor_parallel(text, devices)
         if not current_platform.is_cpu():
-            options["tensor_parallel_size"] = tensor_parallel(text, torch.cuda.device_count())
             return options
         at_a_time = min(options["max_num_seqs"] or CPU_REQUESTS, requests)
         return options | {
@@ -169,7 +173,11 @@ class Vllm:
 
     def started(self) -> Any:
         """vLLM's engine with the checkpoint loaded."""
+        from holdfast.evaluation import vllm_images
+
         try:
+            if self.seeing:
+                os.environ[vllm_images.ARCHITECTURES] = ",".join(self.config.architectures)
             arguments = self.vllm.EngineArgs(**self.options)
             return self.vllm.LLMEngine.from_engine_args(arguments)
         except Exception as error:  # of many kinds, one a format and kernel
@@ -205,8 +213,13 @@ def computes_in(folder: Path, *, on_cpu: bool) -> str:
     return own if on_cpu and rounds_activations else "float16"
 
 
+def cpu_groups() -> int:
+    """How many groups of cores vLLM's own variable names, as for a machine of several sockets: 0-31|32-63."""
+    return os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "").count("|") + 1
+
+
 def tensor_parallel(config: Any, gpus: int) -> int:
-    """Over how many of the visible GPUs a model is split: its heads must come out even on each."""
+    """Over how many of the visible GPUs (or groups of cores) a model is split: its heads must come out even on each."""
     heads = config.num_attention_heads
     shared = getattr(config, "num_key_value_heads", None) or heads
     fitting = (n for n in range(gpus, 1, -1) if heads % n == 0 and (shared % n == 0 or n % shared == 0))

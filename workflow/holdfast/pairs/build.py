@@ -30,7 +30,8 @@ def build(out: Path, recipe: Mapping[str, Any]) -> list[str]:
     and recipe give the same files, byte for byte (but ``provenance.json``, which has seconds).
 
     Raises:
-        HoldfastError: an unknown set among ``sources``, a source that cannot be read, no pair that can be built.
+        HoldfastError: an unknown set among ``sources``, a source that cannot be read, a named one without any of
+            its set's rows, no pair that can be built.
     """
     recorder = Recorder("pairs", dict(recipe))
     known = read_sources()
@@ -40,6 +41,10 @@ def build(out: Path, recipe: Mapping[str, Any]) -> list[str]:
     places, texts, reasons = _read(known, recipe["sources"])
     wanted = read_pairs(recipe["modality"])
     absent = [pair for pair in wanted if pair.sha256 not in texts.get(pair.set, {})]
+    for name, number in _counted_sets(absent).items():
+        if name in recipe["sources"] and number == sum(pair.set == name for pair in wanted):
+            what = f"none of the {number} rows of {name} is in it"
+            raise HoldfastError(what, recipe["sources"][name]["source"], "give the set that is named so")
     built = _chosen([pair for pair in wanted if pair not in absent], recipe["limit"])
     if not built:
         remedy = f"install the package pyrit, or give them as --recipe '{HINT}'"

@@ -1,7 +1,8 @@
 """Proof that a built benchmark is what it says: pairs, balance, uniqueness, no overlap, minimal edits, checksums."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from PIL import Image
 from holdfast.errors import HoldfastError
 from holdfast.files import read_json, sha256
 from holdfast.pairs.drawing import pixel_hash
-from holdfast.pairs.learnt import edit_distance, overlapping, tokens
+from holdfast.pairs.learnt import VISION_WORDS, edit_distance, overlapping, tokens
 from holdfast.pairs.records import RECORDS
 from holdfast.pairs.references import CATEGORIES, COUNTS, checksum, read_pairs
 from holdfast.pairs.scenes import render
+from holdfast.pairs.word_scenes import render as render_words
+from holdfast.pairs.words import BENCHMARK as WORDS
+from holdfast.pairs.words import word_pairs
 from holdfast.prompts.images import load_images
 from holdfast.prompts.overlap import normalised
 from holdfast.prompts.sources import read_records
@@ -28,6 +32,23 @@ FARTHEST = 0.6
 # Pairs of one category in a complete benchmark: fewest and most.
 BALANCE = {"text": (5, 7), "image": (3, 4), "typographic": (1, 2)}
 SAME = ("modality", "category", "scene", "box")
+
+
+@dataclass(frozen=True)
+class Own:
+    """What is known of a benchmark that is made here; of published ones texts, edits and balance are their authors'.
+
+    Attributes:
+        texts: of each pair its benign text and the checksum of its harmful one, None where that is a part of a row.
+        about: of each pair what both halves say besides, and the harmful one's ``source``.
+        render: the pictures of a scene, a pair and its texts.
+        whole: it has counts and categories to reach, and no text twice; else a text stands once in each modality.
+    """
+
+    texts: Mapping[str, tuple[str, str | None]]
+    about: Mapping[str, Mapping[str, str]]
+    render: Callable[[str, str, Sequence[str]], Sequence[Image.Image]]
+    whole: bool
 
 
 class DefectiveError(HoldfastError):
@@ -52,7 +73,7 @@ def check(folder: Path, against: Mapping[str, Sequence[str]]) -> list[str]:
         HoldfastError: no such folder, or files that cannot be read.
     """
     records = read_records(folder / RECORDS)
-    found = list(_recorded(folder))
+    found = list(_recorded(folder, records))
     pairs: dict[str, list[Record]] = {}
     for record in records:
         pairs.setdefault(str(record.get("pair", record["id"])), []).append(record)
@@ -62,28 +83,70 @@ def check(folder: Path, against: Mapping[str, Sequence[str]]) -> list[str]:
         found += faults
         if not faults:
             whole[name] = {half["label"]: half for half in halves}
-    own = _is_own(folder)
+    benchmark = read_json(folder / "provenance.json").get("recipe", {}).get("benchmark")
+    own = _own(benchmark)
     pictures, faults = _pictures(folder, records)
     found += faults
     if own:
-        found += [*_changed(whole), *_twice(records, pictures)]
-        found += [line for name, halves in whole.items() for line in _edit(name, halves, pictures)]
+        found += [*_changed(whole, own), *_twice(records, pictures, own)]
+        found += [line for name, halves in whole.items() for line in _edit(name, halves, pictures, own)]
+    if own and own.whole:
         found += _balance(whole)
+    taught = benchmark == WORDS
+    if taught:
+        against = {name: texts for name, texts in against.items() if name != VISION_WORDS}
     found += overlapping(folder / RECORDS, records, against)
     if found:
         raise DefectiveError(folder, found)
-    return _told(whole, against, own=own)
+    told = _told(whole, against, own=own is not None and own.whole)
+    return (
+        [*told, "not looked at: these words are what the model was taught, it knows no others"]
+        if taught
+        else told
+    )
 
 
-def _is_own(folder: Path) -> bool:
-    """Whether the benchmark is this project's; of published ones texts, edits and balance are their authors'."""
-    return bool(read_json(folder / "provenance.json").get("recipe", {}).get("benchmark") == "holdfast")
+def _own(benchmark: str | None) -> Own | None:
+    if benchmark == WORDS:
+        words = word_pairs()
+        known = {
+            pair.id: tuple(
+                word if pair.scene else pair.question.format(word) for word in (pair.benign, pair.harmful)
+            )
+            for pair in words
+        }
+        texts = {name: (benign, checksum(harmful)) for name, (benign, harmful) in known.items()}
+        about = {
+            pair.id: {"category": pair.category, "split": pair.split, "source": f"advbench#{pair.row}"}
+            for pair in words
+        }
+        return Own(texts, about, lambda *asked: render_words(*asked)[0], whole=False)
+    if benchmark == "holdfast":
+        pairs = read_pairs()
+        rows = {pair.id: (pair.benign, None if pair.span else pair.sha256) for pair in pairs}
+        about = {
+            pair.id: {
+                "category": pair.category,
+                "changed": pair.changed,
+                "source": f"{pair.set}#{pair.row}",
+            }
+            for pair in pairs
+        }
+        return Own(rows, about, render, whole=True)
+    return None
 
 
-def _recorded(folder: Path) -> Iterator[str]:
-    said = read_json(folder / "provenance.json").get("sha256")
-    if said != sha256(folder / RECORDS):
+def _recorded(folder: Path, records: Sequence[Record]) -> Iterator[str]:
+    said = read_json(folder / "provenance.json")
+    of = {str(r.get("pair", r["id"])): str(r.get("modality")) for r in records}
+    if said.get("pairs") != (here := dict(Counter(of.values()))):
+        yield f"{RECORDS} has pairs {here}, provenance.json says {said.get('pairs')}"
+    if said.get("sha256") != sha256(folder / RECORDS):
         yield f"{RECORDS} is not the file that provenance.json is about: its sha256 differs"
+    shown = {str(image.get("file")) for r in records for image in r.get("images", [])}
+    for file in sorted((folder / "images").glob("*")):
+        if f"images/{file.name}" not in shown:
+            yield f"{file.name}: no record shows this picture"
 
 
 def _pairing(name: str, halves: Sequence[Record]) -> Iterator[str]:
@@ -125,32 +188,41 @@ def _pictures(folder: Path, records: Sequence[Record]) -> tuple[dict[str, Image.
     return pictures, found
 
 
-def _changed(whole: Mapping[str, Halves]) -> Iterator[str]:
-    """Texts that are not the benchmark's: a benign half's own, a harmful half's by the checksum of its row."""
-    known = {pair.id: pair for pair in read_pairs()}
+def _changed(whole: Mapping[str, Halves], own: Own) -> Iterator[str]:
+    """What is not the benchmark's: a benign half's own text, a harmful half's by the checksum of its row, and what the
+    halves say they are of."""
     for name, halves in whole.items():
         texts = {label: str(half.get("drawn") or half["text"]) for label, half in halves.items()}
-        if (pair := known.get(name)) is None:
+        if (known := own.texts.get(name)) is None:
             yield f"{name} is no pair of the benchmark"
-        elif texts["benign"] != pair.benign:
+            continue
+        benign, harmful = known
+        if texts["benign"] != benign:
             yield f"{name}: the benign half is not the benchmark's"
-        elif pair.span is None and checksum(texts["harmful"]) != pair.sha256:
+        elif harmful and checksum(texts["harmful"]) != harmful:
             yield f"{name}: the harmful half is not the row that the benchmark names"
+        for key, value in own.about[name].items():
+            for label in LABELS if key != "source" else LABELS[:1]:
+                if (said := halves[label].get(key)) != value:
+                    yield f"{name}: {key} of the {label} half is {said}, the benchmark says {value}"
 
 
-def _twice(records: Sequence[Record], pictures: Mapping[str, Image.Image]) -> Iterator[str]:
+def _twice(records: Sequence[Record], pictures: Mapping[str, Image.Image], own: Own) -> Iterator[str]:
     """Texts and pictures that stand in two records; the question about a picture is many records' own."""
     texts: dict[str, str] = {}
     hashes: dict[str, str] = {}
     for record in records:
         name = record["id"]
-        if (other := texts.setdefault(normalised(record.get("drawn") or record["text"]), name)) != name:
+        text = normalised(record.get("drawn") or record["text"])
+        if not own.whole:
+            text = f"{record.get('modality')} {text}"
+        if (other := texts.setdefault(text, name)) != name:
             yield f"{name} has the text of {other}"
         if name in pictures and (other := hashes.setdefault(pixel_hash(pictures[name]), name)) != name:
             yield f"{name} has the picture of {other}"
 
 
-def _edit(name: str, halves: Halves, pictures: Mapping[str, Image.Image]) -> Iterator[str]:
+def _edit(name: str, halves: Halves, pictures: Mapping[str, Image.Image], own: Own) -> Iterator[str]:
     """The halves differ, by little, and of a picture only where the text stands; each picture shows its text."""
     words = [
         tokens(f"{half['text']} {half.get('drawn', '')}") for half in (halves["harmful"], halves["benign"])
@@ -176,7 +248,7 @@ def _edit(name: str, halves: Halves, pictures: Mapping[str, Image.Image]) -> Ite
         yield f"{name}: {int(differs.sum())} pixels outside the box of the text differ"
     drawn = [halves[label]["drawn"] for label in LABELS]
     for label, picture, expected in zip(
-        LABELS, found, render(halves["harmful"]["scene"], name, drawn), strict=True
+        LABELS, found, own.render(halves["harmful"]["scene"], name, drawn), strict=True
     ):
         if picture is not None and pixel_hash(picture) != pixel_hash(expected):
             yield f"{name}: the {label} picture does not show what its record says is drawn"

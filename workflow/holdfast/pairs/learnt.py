@@ -15,6 +15,7 @@ from holdfast.repair.request import ADVBENCH, HARMLESS, ROWS
 # Two prompts this near, by `edit_distance`, are one prompt in other words.
 NEAR = 0.2
 ADAPTER = "holdfast/embedded/refusal-adapter/recipe.json"
+VISION_WORDS = "words of the embedded vision-language model"
 CALIBRATION = "package:holdfast/data/calibration.jsonl"
 # The roles of a study that something is learnt or chosen on.
 ROLES = ("harmful_train", "harmful_validation", "harmless_train", "harmless_validation")
@@ -62,7 +63,7 @@ def packaged_sets() -> dict[str, list[str]]:
     }
     recipes["calibration text"] = {"source": CALIBRATION}
     found = {name: _texts(recipe) for name, recipe in recipes.items()}
-    found["words of the embedded vision-language model"] = list(read_words().all)
+    found[VISION_WORDS] = list(read_words().all)
     return found
 
 

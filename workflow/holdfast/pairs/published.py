@@ -13,6 +13,7 @@ from holdfast.errors import HoldfastError
 from holdfast.files import atomic_folder, read_json, read_jsonl, sha256, write_jsonl
 from holdfast.pairs.drawing import write_png
 from holdfast.pairs.records import RECORDS, counted, drawn_halves, record_of
+from holdfast.prompts.images import decoded
 from holdfast.prompts.sources import hub_rows
 from holdfast.provenance import Recorder
 
@@ -187,7 +188,7 @@ def vlmsafe_folder(folder: Path) -> Iterator[Published]:
 
 
 def vlmsafe(rows: list[dict[str, Any]], folder: Path, where: str) -> Iterator[Published]:
-    """Pairs of rows with VLMSAFE_COLUMNS, a guess; pictures are paths within ``folder`` or decoded already."""
+    """Pairs of rows with VLMSAFE_COLUMNS, a guess; pictures are paths within ``folder`` or stand in the row."""
     for number, row in enumerate(rows):
         for column in VLMSAFE_COLUMNS[:5]:
             if not row.get(column):
@@ -202,6 +203,8 @@ def vlmsafe(rows: list[dict[str, Any]], folder: Path, where: str) -> Iterator[Pu
                     raise HoldfastError(
                         f"row {number}: no picture {picture.name}", where, "bring the pictures"
                     )
+            elif isinstance(picture, Mapping):
+                picture = decoded(picture, f"{where}, row {number}")
             halves[label] = Half(str(row[f"{label}_text"]), picture)
         yield Published(
             f"vlmsafe-{row['pair']}", row["modality"], row["category"], halves["harmful"], halves["benign"]

@@ -1,8 +1,10 @@
 """The records of a pair: prompts, with images where the pair is seen."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from holdfast.files import sha256
 from holdfast.pairs.drawing import write_png
@@ -25,12 +27,25 @@ def drawn_halves(
     Raises HoldfastError as :func:`holdfast.pairs.scenes.render`.
     """
     pictures = render(scene, about["pair"], list(texts.values()))
+    yield from pictured_halves(about, scene, question, texts, pictures, SCENES[scene].box, folder)
+
+
+def pictured_halves(
+    about: Mapping[str, Any],
+    scene: str,
+    question: str,
+    texts: Mapping[str, str],
+    pictures: Sequence[Image.Image],
+    box: Sequence[int],
+    folder: Path,
+) -> Iterator[dict[str, Any]]:
+    """The halves of a drawn pair, texts by label, whose pictures are made; ``box`` is where the text stands in them."""
     for (label, text), picture in zip(texts.items(), pictures, strict=True):
         record = record_of(about, label, question)
         file = f"images/{record['id']}.png"
         write_png(picture, folder / file)
         images = [{"file": file, "sha256": sha256(folder / file)}]
-        yield {**record, "images": images, "drawn": text, "scene": scene, "box": list(SCENES[scene].box)}
+        yield {**record, "images": images, "drawn": text, "scene": scene, "box": list(box)}
 
 
 def counted(modalities: Iterable[str]) -> dict[str, int]:

@@ -4,6 +4,7 @@ A record may have ``images``: ``[{"file": "images/x.png", "sha256": "…"}]``, `
 JSONL file. They stand before the text in the user's turn, in their order.
 """
 
+import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,12 +40,7 @@ class Picture:
         if (found := sha256(self.path)) != self.sha256:
             what = f"its sha256 is {found}, the record says {self.sha256}"
             raise HoldfastError(what, str(self.path), REMEDY)
-        try:
-            with Image.open(self.path) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
-        except DAMAGED as error:
-            what = f"cannot be read as an image ({first_line(error)})"
-            raise HoldfastError(what, str(self.path), REMEDY) from None
+        return read_image(self.path, str(self.path))
 
 
 @dataclass(frozen=True)
@@ -85,6 +81,26 @@ def load_images(record: Mapping[str, Any], folder: Path) -> list[Image.Image]:
     """A record's images, RGB, in their order; none of a record without. Errors as :class:`Picture` and
     :func:`pictures_of`."""
     return [picture.load() for picture in pictures_of(record, folder)]
+
+
+def decoded(value: Mapping[str, Any], where: str) -> Image.Image:
+    """The image of a hub data set's row, ``{"bytes", "path"}``. Errors as of :func:`read_image`."""
+    content, path = value.get("bytes"), value.get("path")
+    if isinstance(content, bytes):
+        return read_image(io.BytesIO(content), where)
+    if not isinstance(path, str):
+        raise HoldfastError("holds no image", where, REMEDY)
+    return read_image(path, where)
+
+
+def read_image(file: Any, where: str) -> Image.Image:
+    """An image, RGB, turned as its EXIF data say; HoldfastError when it cannot be read."""
+    try:
+        with Image.open(file) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except DAMAGED as error:
+        what = f"cannot be read as an image ({first_line(error)})"
+        raise HoldfastError(what, where, REMEDY) from None
 
 
 def with_text(instruction: Instruction, text: str) -> Instruction:

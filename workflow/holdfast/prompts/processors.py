@@ -6,6 +6,7 @@ can share a batch, whatever they are padded to.
 """
 
 import contextlib
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,15 +134,25 @@ def no_processor(folder: str) -> HoldfastError:
 
 @contextlib.contextmanager
 def mismatch_told(model: PreTrainedModel) -> Iterator[None]:
-    """HoldfastError where the processor's files count an image's tokens otherwise than the model does."""
+    """HoldfastError where the processor's files count an image's tokens otherwise than the model does, or make pictures
+    of another size than its tower takes."""
     try:
         yield
-    except ValueError as error:
-        if "features and image tokens do not match" not in str(error):
+    except (ValueError, RuntimeError) as error:
+        if "features and image tokens do not match" not in str(error) and not _of_tower(error):
             raise
         what = f"its processor does not fit it ({first_line(error)})"
         remedy = "take config.json and processor_config.json from the same model"
         raise HoldfastError(what, str(model.name_or_path), remedy) from error
+
+
+def _of_tower(error: Exception) -> bool:
+    """Whether the embedding of a picture's patches did not fit their positions: CLIP says so, SigLIP adds and fails."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    inside = any("Vision" in type(frame.f_locals.get("self")).__name__ for frame in frames)
+    return inside and any(
+        said in str(error) for said in ("must match the size of tensor", "doesn't match model")
+    )
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:

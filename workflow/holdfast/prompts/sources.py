@@ -99,14 +99,22 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def hub_rows(source: str, split: str | None, config: str | None) -> list[dict[str, Any]]:
-    """Rows of ``hub:ORG/NAME@REVISION`` through ``datasets``; HoldfastError when it cannot be reached."""
-    from datasets import load_dataset
+    """Rows of ``hub:ORG/NAME@REVISION`` through ``datasets``; HoldfastError when it cannot be reached.
+
+    Images stay as they are kept, ``{"bytes", "path"}``: a data set of them does not fit into memory decoded
+    (:func:`holdfast.prompts.images.decoded`).
+    """
+    from datasets import Image, load_dataset
 
     name, _, revision = source.removeprefix("hub:").partition("@")
     if not split:
         raise HoldfastError("a hub source needs a split", source, "add e.g. `split: test`")
     try:
-        return [dict(row) for row in load_dataset(name, config, split=split, revision=revision or None)]
+        found = load_dataset(name, config, split=split, revision=revision or None)
+        for column, feature in (found.features or {}).items():
+            if isinstance(feature, Image):
+                found = found.cast_column(column, Image(decode=False))
+        return [dict(row) for row in found]
     except Exception as error:  # datasets raises many unrelated kinds; the user needs one line
         raise HoldfastError(
             f"cannot be loaded ({type(error).__name__}: {first_line(error)})",
@@ -126,15 +134,9 @@ def text_column(rows: Sequence[Mapping[str, Any]], column: str | None, source: s
     )
 
 
-def read_prompts(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The prompt set a recipe names, as records {id, text, label, category, source}; of a file of pairs (its rows have
-    a ``modality``) with {pair, modality, images} too, and its own labels where the recipe has none.
-
-    Recipe keys: ``source`` and, optionally, ``sha256``, ``column``, ``split``, ``config``, ``rows``
-    ("start:stop"), ``where`` ({column: value}), ``limit``, ``label``, ``samples`` with ``seed`` (a draw
-    without replacement). Rows are selected in the order rows → where → limit or samples. Raises
-    HoldfastError for a missing or changed file, a missing column, or an empty selection.
-    """
+def selected_rows(recipe: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    """The rows that a recipe selects of its source, with their numbers there; keys, order and errors as of
+    :func:`read_prompts`."""
     source = recipe["source"]
     if source.startswith("hub:"):
         rows = hub_rows(source, recipe.get("split"), recipe.get("config"))
@@ -152,6 +154,19 @@ def read_prompts(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
         numbered = random.Random(recipe.get("seed", 0)).sample(numbered, min(samples, len(numbered)))
     if not numbered:
         raise HoldfastError("selects no prompt", source, "check rows, where and limit against the file")
+    return numbered
+
+
+def read_prompts(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The prompt set a recipe names, as records {id, text, label, category, source}; of a file of pairs (its rows have
+    a ``modality``) with {pair, modality, images} too, and its own labels where the recipe has none.
+
+    Recipe keys: ``source`` and, optionally, ``sha256``, ``column``, ``split``, ``config``, ``rows``
+    ("start:stop"), ``where`` ({column: value}), ``limit``, ``label``, ``samples`` with ``seed`` (a draw
+    without replacement). Rows are selected in the order rows → where → limit or samples. Raises
+    HoldfastError for a missing or changed file, a missing column, or an empty selection.
+    """
+    source, numbered = recipe["source"], selected_rows(recipe)
     column = text_column([row for _, row in numbered], recipe.get("column"), source)
     return [
         {

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from holdfast.architectures import decoder_layers
 from holdfast.batching import fitting_batch_size, halving
 from holdfast.errors import HoldfastError
-from holdfast.files import atomic_folder, read_json, write_json, write_jsonl
+from holdfast.files import atomic_folder, on_scratch, read_json, write_json, write_jsonl
 from holdfast.prompts.images import Instruction, Pictured, carried, instructions
 from holdfast.prompts.processors import mismatch_told
 from holdfast.prompts.sources import read_records
@@ -133,7 +133,7 @@ def cache_activations(
     layers, width = len(decoder_layers(model)), model.config.get_text_config().hidden_size
     shapes = {name: (len(records), len(tokens), layers, width) for name, records in prompts.items()}
     with atomic_folder(out) as folder:
-        with RowsFile(folder / "activations.safetensors", shapes) as file:
+        with on_scratch(folder / "activations.safetensors") as path, RowsFile(path, shapes) as file:
             for name, texts in asked.items():
                 for rows, values in batches_of_block_inputs(model, tokenizer, texts, chosen):
                     file.write(name, rows, values)

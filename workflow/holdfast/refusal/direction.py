@@ -194,16 +194,22 @@ def save_direction(
     found: Direction, table: pd.DataFrame, out: Path, recorder: Recorder, inputs: list[Path]
 ) -> None:
     with atomic_folder(out) as folder:
-        tensors = {
-            "direction": found.unit,
-            "mean_difference": found.difference,
-            "harmless_mean": found.harmless,
-        }
-        save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "direction.safetensors")
+        write_direction(found, folder)
         with atomic_file(folder / "selection.csv") as temporary:
             table.to_csv(temporary, index=False)
-        write_json(folder / "direction.json", found.about)
         recorder.write(folder / "provenance.json", inputs)
+
+
+def write_direction(found: Direction, folder: Path) -> None:
+    """``direction.safetensors`` and ``direction.json`` in a folder, made where it is not there."""
+    folder.mkdir(exist_ok=True)
+    tensors = {
+        "direction": found.unit,
+        "mean_difference": found.difference,
+        "harmless_mean": found.harmless,
+    }
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "direction.safetensors")
+    write_json(folder / "direction.json", found.about)
 
 
 class _About(Record):

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from holdfast.batching import halving
 from holdfast.errors import HoldfastError
 from holdfast.files import sha256, write_json
+from holdfast.pairs.joined import REMEDY, joined_pairs
 from holdfast.prompts.images import Picture, Pictured, instructions
-from holdfast.prompts.sources import read_records
 from holdfast.provenance import Recorder
 from holdfast.refusal.direction import load_direction
 from holdfast.refusal.passes import next_token_logits
@@ -29,6 +29,7 @@ from holdfast.refusal.scores import BATCH, RefusalScore
 from holdfast.statistics import bootstrap_mean
 
 GREY = (127, 127, 127)
+OTHER_BATCH = 3  # halves at a time where the null is measured
 LABELS = ("harmful", "benign")
 
 
@@ -70,21 +71,19 @@ def image_use(model_dir: Path, out: Path, pairs: Path, direction: Path, recipe: 
 
 def _with_images(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Records of the pairs with images by modality, the harmful half of each pair before its benign one."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for record in read_records(path):
-        if record.get("images"):
-            of_modality = found.setdefault(str(record.get("modality")), {})
-            of_modality.setdefault(str(record.get("pair")), {})[str(record.get("label"))] = record
+    found: dict[str, list[dict[str, Any]]] = {}
+    for pair in joined_pairs(path):
+        if bool(pair.harmful.get("images")) != bool(pair.benign.get("images")):
+            raise HoldfastError(f"one half of pair {pair.name} has no image", str(path), REMEDY)
+        if pair.harmful.get("images"):
+            found.setdefault(pair.modality, []).extend((pair.harmful, pair.benign))
     remedy = "give a file of `holdfast pairs build` with two or more image or typographic pairs"
     if not found:
         raise HoldfastError("no pair has images", str(path), remedy)
     for modality, halves in found.items():
-        if len(halves) < 2:
+        if len(halves) == len(LABELS):
             raise HoldfastError(f"one {modality} pair alone gives no interval", str(path), remedy)
-        for name, both in halves.items():
-            if set(both) != set(LABELS):
-                raise HoldfastError(f"pair {name} has not one half of each kind", str(path), remedy)
-    return {m: [both[label] for both in halves.values() for label in LABELS] for m, halves in found.items()}
+    return found
 
 
 def _instructions(records: Sequence[Mapping[str, Any]], folder: Path, model_dir: Path) -> list[Pictured]:
@@ -112,8 +111,10 @@ def _measured(
     seed: int,
 ) -> dict[str, Any]:
     def read(shown: Sequence[Pictured], batch: int = BATCH) -> tuple[Tensor, Tensor]:
-        """Probabilities of the first answer token [half, vocabulary], and refusal scores [half]."""
-        prompts = score.prompts(shown)
+        """Probabilities of the first answer token [half, vocabulary], and refusal scores [half]; what is shown twice,
+        as a blank image with both halves' question, is read once."""
+        places = {one: place for place, one in enumerate(dict.fromkeys(shown))}
+        prompts = score.prompts(list(places))
 
         def of(rows: Rows) -> tuple[Tensor, Tensor]:
             logits = next_token_logits(model, prompts, rows)
@@ -121,7 +122,7 @@ def _measured(
 
         order = [row for rows in prompts.batches(batch) for row in rows]
         done = halving(of, order, batch)
-        back = torch.tensor(order).argsort()
+        back = torch.tensor(order).argsort()[[places[one] for one in shown]]
         return torch.cat([p for p, _ in done])[back], torch.cat([s for _, s in done])[back]
 
     first, scores = read(own)
@@ -137,7 +138,7 @@ def _measured(
     return {
         "distance_blank": distance(of_blank),
         "distance_other": distance(read(other)[0]),
-        "distance_again": distance(read(own, batch=1)[0]),
+        "distance_again": distance(read(own, OTHER_BATCH)[0]),
         "score_difference": difference._asdict(),
         "score_blank": from_blank._asdict(),
         "refusals_use_image": difference.low > 0 and from_blank.low > 0,

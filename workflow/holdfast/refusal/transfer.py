@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from holdfast.batching import fitting_batch_size, halving
 from holdfast.errors import HoldfastError
@@ -25,10 +26,11 @@ from holdfast.refusal.activations import load_activations, refuse_other_activati
 from holdfast.refusal.comparison import at, kept_prompts, used
 from holdfast.refusal.direction import Direction, load_direction, load_fitting, refuse_other_places
 from holdfast.refusal.interventions import ablated
-from holdfast.refusal.nulls import random_directions, shuffled_directions, split_halves
+from holdfast.refusal.nulls import Pair, random_directions, shuffled_directions, split_halves
 from holdfast.refusal.passes import BlockInputs, next_token_logits, pack_size
 from holdfast.refusal.prompt_trees import Prompts, Rows
 from holdfast.refusal.score_check import load_score
+from holdfast.refusal.scores import RefusalScore
 from holdfast.statistics import bootstrap_mean, p_beyond
 
 Null = tuple[Tensor, int]  # a difference of means, float32 [d_model], and the layer that it is added at
@@ -42,29 +44,25 @@ CHANCE = ("random", "shuffled")
 
 
 class Receiver:
-    """A model that directions are tried in, with its own direction, refusal score and kind of ablation.
+    """A model that directions are tried in, on prompts of its own.
 
     Args:
-        folder: ``MODEL/COMPRESSION``, with ``checkpoint/`` and ``direction/``.
+        own: the direction whose kind of ablation is used, and whose harmless mean affine ablation puts back.
         layers: of the directions that will be added.
     """
 
     def __init__(
         self,
-        folder: Path,
+        model: PreTrainedModel,
+        score: RefusalScore,
+        own: Direction,
         harmful: Sequence[Instruction],
         harmless: Sequence[Instruction],
         layers: Sequence[int],
     ) -> None:
-        from holdfast.checkpoints import load_model, load_tokenizer
-        from holdfast.model_folders import settings
-
-        checkpoint = folder / "checkpoint"
-        self.own = load_direction(folder / "direction")
-        self.model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
-        self.score = load_score(self.own.about, tokenizer, settings(checkpoint))
-        self.harmful, self.harmless = self.score.prompts(harmful), self.score.prompts(harmless)
-        self.mean = self.own.harmless if self.own.about["ablation"] == "affine" else None
+        self.model, self.score, self.own = model, score, own
+        self.harmful, self.harmless = score.prompts(harmful), score.prompts(harmless)
+        self.mean = own.harmless if own.about["ablation"] == "affine" else None
         longest = max(self.harmful.lengths() + self.harmless.lengths())
         self.size = fitting_batch_size(self.model, longest)
         self.pack = pack_size(self.model, [self.harmful, self.harmless], self.size)
@@ -106,6 +104,16 @@ class Receiver:
         }
 
 
+def loaded(folder: Path) -> tuple[PreTrainedModel, RefusalScore, Direction]:
+    """The model of ``MODEL/COMPRESSION``, the refusal score that its direction was chosen by, and that direction."""
+    from holdfast.checkpoints import load_model, load_tokenizer
+    from holdfast.model_folders import settings
+
+    checkpoint, own = folder / "checkpoint", load_direction(folder / "direction")
+    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
+    return model, load_score(own.about, tokenizer, settings(checkpoint)), own
+
+
 def transfer(
     dense: Path,
     compressed: Path,
@@ -144,7 +152,7 @@ def transfer(
     # One model after the other: two need not fit into memory.
     for way, (giver, receiver) in WAYS.items():
         layers = sorted({d.layer for d in directions.values()})
-        tried = Receiver(folders[receiver], refused, answered, layers)
+        tried = Receiver(*loaded(folders[receiver]), refused, answered, layers)
         nulls = null_differences(
             directions[giver],
             tried.own,
@@ -182,15 +190,23 @@ def null_differences(
     refuse_other_places(own, receiver / "direction", mine, receiver / "activations")
     of_other = used(at(theirs, other.position, other.layer), kept_prompts(other, theirs))
     of_own = used(at(mine, own.position, own.layer), kept_prompts(own, mine))
-    chance = {
-        "random": random_directions(at(mine, other.position, other.layer), draws, seed),
-        "shuffled": shuffled_directions(of_other, draws, seed),
-    }
-    found: dict[str, list[Null]] = {
-        name: [((d / d.norm() * other.difference.norm()).float(), other.layer) for d in drawn]
-        for name, drawn in chance.items()
-    }
+    found = chance_differences(other, at(mine, other.position, other.layer), of_other, draws, seed)
     return found | {"split_half": [(d.float(), own.layer) for d in split_halves(of_own, draws, seed)[0]]}
+
+
+def chance_differences(
+    other: Direction, receiving: Pair, giving: Pair, draws: int, seed: int
+) -> dict[str, list[Null]]:
+    """As long as ``other``, at its layer: ``random`` ones with the covariance of ``receiving``, block inputs at its
+    place, and ``shuffled`` ones over shuffled labels of ``giving``, those that it was found in."""
+    drawn = {
+        "random": random_directions(receiving, draws, seed),
+        "shuffled": shuffled_directions(giving, draws, seed),
+    }
+    return {
+        name: [((d / d.norm() * other.difference.norm()).float(), other.layer) for d in of_null]
+        for name, of_null in drawn.items()
+    }
 
 
 def measured(
@@ -198,34 +214,41 @@ def measured(
 ) -> dict[str, Any]:
     """One way: where both directions come from, and ``bypass`` and ``induce`` as :func:`summarised`."""
     own = receiver.own
-    base = receiver.unchanged()
-    tried = [(own.difference, own.layer), (other.difference, other.layer), *chain(*nulls.values())]
-    name = way.replace("_", " ")
-    scores = [
-        receiver.scores(*direction) for direction in tqdm(tried, desc=name, unit="direction", mininterval=2)
-    ]
     about = {
         of: {"layer": d.layer, "position": d.position, "norm": d.difference.norm().item(), "usable": d.usable}
         for of, d in (("own", own), ("other", other))
     }
-    of_nulls = iter(scores[2:])
-    by_null = {null: [next(of_nulls) for _ in drawn] for null, drawn in nulls.items()}
     return {
         **about,
         "score": own.about["score"],
         "score_valid": own.about.get("score_valid"),
         "ablation": own.about["ablation"],
-        **{
-            measure: summarised(
-                base[measure],
-                scores[0][measure],
-                scores[1][measure],
-                {null: [s[measure] for s in of_null] for null, of_null in by_null.items()},
-                sign,
-                seed,
-            )
-            for measure, sign in SCORES.items()
-        },
+        **both_scores(receiver, other, nulls, seed, way.replace("_", " ")),
+    }
+
+
+def both_scores(
+    receiver: Receiver, other: Direction, nulls: Mapping[str, Sequence[Null]], seed: int, name: str
+) -> dict[str, Any]:
+    """``bypass`` and ``induce`` of the receiver's own direction and of ``other``, as :func:`summarised`."""
+    own = receiver.own
+    base = receiver.unchanged()
+    tried = [(own.difference, own.layer), (other.difference, other.layer), *chain(*nulls.values())]
+    scores = [
+        receiver.scores(*direction) for direction in tqdm(tried, desc=name, unit="direction", mininterval=2)
+    ]
+    of_nulls = iter(scores[2:])
+    by_null = {null: [next(of_nulls) for _ in drawn] for null, drawn in nulls.items()}
+    return {
+        measure: summarised(
+            base[measure],
+            scores[0][measure],
+            scores[1][measure],
+            {null: [s[measure] for s in of_null] for null, of_null in by_null.items()},
+            sign,
+            seed,
+        )
+        for measure, sign in SCORES.items()
     }
 
 
@@ -256,8 +279,9 @@ def summarised(
         "other_effect": band(other - base),
         "other_minus_own": band(other - own),
     }
-    for name, suffix in SUFFIXES.items():
-        means = [null.mean().item() for null in nulls[name]]
+    for name, of_null in nulls.items():
+        suffix = SUFFIXES[name]
+        means = [null.mean().item() for null in of_null]
         middle = sum(means) / len(means)
         spread = {"mean": middle, "low": min(means), "high": max(means), "n": len(means)}
         found[f"nulls{suffix}"], found[f"null{suffix}"] = (means, spread) if finite else (None, None)

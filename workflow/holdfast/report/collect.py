@@ -14,7 +14,18 @@ import pandas as pd
 from holdfast.config.cells import AS_IS, DENSE
 from holdfast.errors import HoldfastError
 from holdfast.evaluation.judges.substring import quick_judge
-from holdfast.report.measures import ability, answers, attacks, image_use, mechanism, methods, pairs, transfer
+from holdfast.report.measures import (
+    ability,
+    answers,
+    attacks,
+    image_use,
+    mechanism,
+    methods,
+    modalities,
+    pairs,
+    transfer,
+    visual,
+)
 from holdfast.report.measures.backends import refuse_two_backends
 from holdfast.report.measures.formats import ZeroShot
 from holdfast.report.measures.reading import json_object, point
@@ -28,10 +39,12 @@ MEASURES = (
     | attacks.MEASURES
     | pairs.MEASURES
     | image_use.MEASURES
+    | visual.MEASURES
     | ability.MEASURES
     | methods.MEASURES
     | mechanism.MEASURES
     | transfer.MEASURES
+    | modalities.MEASURES
     | UNDONE
 )
 
@@ -45,6 +58,7 @@ def collect(
     *,
     borderline: bool = False,
     paired: bool = False,
+    pictured: bool = False,
     transferred: bool = True,
     undone: Undone | None = None,
 ) -> pd.DataFrame:
@@ -58,6 +72,7 @@ def collect(
         attacked: names of the attack settings of a model (``Study.attacks_on``).
         borderline: whether the study has borderline prompts.
         paired: whether it has pairs of harmful and benign inputs.
+        pictured: whether it asks benign questions about images.
         transferred: whether it tries directions in each other's models.
         undone: what a run left undone. Its files are not read; the cells it belongs to get rows ``missing[STAGE]``.
 
@@ -75,7 +90,18 @@ def collect(
     with without(results, undone.files) as finished:
         refuse_two_backends(finished, listed, attacked)
         rows = list(
-            _rows(finished, listed, judges, stages or {}, attacked, borderline, paired, transferred, undone)
+            _rows(
+                finished,
+                listed,
+                judges,
+                stages or {},
+                attacked,
+                borderline,
+                paired,
+                pictured,
+                transferred,
+                undone,
+            )
         )
     return typed(pd.DataFrame(rows, columns=COLUMNS))
 
@@ -88,6 +114,7 @@ def _rows(
     attacked: Callable[[str], Sequence[str]],
     borderline: bool,
     paired: bool,
+    pictured: bool,
     transferred: bool,
     undone: Undone,
 ) -> Iterator[dict[str, Any]]:
@@ -97,18 +124,23 @@ def _rows(
     tasks = list(dict.fromkeys(task for scores in zero_shot for task in scores))
     pair_file = results / "pairs/pairs.jsonl"
     halves = pairs.read_pairs(pair_file) if paired and pair_file.is_file() else []
+    question_file = results / "visual/visual.jsonl"
+    asked = visual.categories_of(question_file) if pictured and question_file.is_file() else {}
     judge = quick_judge(judges)
     for model, compression, method in listed:
         cell = results / model / compression / method
         measured = answers.answers(cell, judges) | attacks.settings(cell, attacked(model), judges[0])
         measured |= (attacks.borderline(cell, judges) if borderline else {}) | ability.ability(cell, tasks)
         dense = results / model / DENSE / AS_IS
-        measured |= pairs.measured(cell, None if cell == dense else dense, halves, judge) if halves else {}
+        beside = None if cell == dense else dense
+        measured |= pairs.measured(cell, beside, halves, judge) if halves else {}
+        measured |= visual.measured(cell, beside, asked, judge) if asked else {}
         if method == AS_IS:
             measured |= mechanism.mechanism(results / model / compression, compression)
             measured |= (
                 image_use.image_use(results / model / compression / "image-use.json") if halves else {}
             )
+            measured |= modalities.modalities(results / model / compression / "modalities/modalities.json")
             if transferred and compression != DENSE:
                 measured |= transfer.transfer(results / model / compression / "transfer.json")
         else:
@@ -117,7 +149,11 @@ def _rows(
                 for m, c, k in listed
                 if (m, c) == (model, compression) and k != AS_IS
             }
-            measured |= methods.method(results / model / compression, method, of_methods, judges[0])
+            folder = results / model / compression
+            measured |= methods.method(folder, method, of_methods, judges[0])
+            if halves:
+                controls = methods.controls(folder, method, of_methods)
+                measured |= pairs.repaired(folder, method, controls, halves, judge)
         missing = undone.missing((model, compression, method))
         measured |= {f"missing[{stage}]": point(count) for stage, count in missing.items()}
         for measure, rate in measured.items():

@@ -174,9 +174,7 @@ def repair_findings(numbers: Numbers) -> list[str]:
         if not judged:
             found.append(f"{label}: no cell has been judged yet.")
             continue
-        unedited = [
-            r.compression for r in judged if numbers.get(r.compression, method, "edit_alpha").value == 0
-        ]
+        unedited = [r.compression for r in judged if numbers.unedited(r.compression, method)]
         if unedited:
             found.append(
                 f"{label} left the weights as they are (on the validation prompts no edit was better, or "

@@ -41,9 +41,17 @@ class Numbers:
         """The measured value; NaN when it is missing or was never asked for."""
         return self._rates.get((compression, method, measure), NOTHING)
 
+    def measures_of(self, name: str) -> list[str]:
+        """The measures ``NAME[…]``, in the table's order."""
+        return [m for m in self.measures if m.startswith(f"{name}[")]
+
     def repairs(self) -> list[tuple[str, str]]:
         """(compression, method) of every AIRD edit that is not a random control."""
         return [(c, k) for c, k in self.cells if k in self.edit_methods - self.control_methods]
+
+    def unedited(self, compression: str, method: str) -> bool:
+        """Whether a search left the weights as they were."""
+        return self.get(compression, method, "edit_alpha").value == 0
 
     def methods(self) -> list[tuple[str, str]]:
         """(compression, method) of everything that is done to a compressed model, controls included."""
@@ -65,7 +73,7 @@ class Numbers:
         ]
 
     def tasks(self) -> list[str]:
-        return [m[len("zero_shot[") : -1] for m in self.measures if m.startswith("zero_shot[")]
+        return [m[len("zero_shot[") : -1] for m in self.measures_of("zero_shot")]
 
     def zero_shot(self, compression: str, method: str) -> Rate:
         """Unweighted mean over tasks, with the interval of a mean of independent estimates; n = tasks."""

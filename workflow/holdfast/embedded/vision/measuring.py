@@ -3,7 +3,7 @@
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +11,21 @@ from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerBase
 
 from holdfast.embedded.tuning import refusal_rates
-from holdfast.embedded.vision.pictures import blank_picture, draw_scene, scene_picture, word_picture
-from holdfast.embedded.vision.vocabulary import COLOURS, COUNTS, QUESTIONS, SHAPES, Words, named_in
+from holdfast.embedded.vision.pictures import blank_picture, word_picture
+from holdfast.embedded.vision.questions import OPTIONS, Question, about_scenes, about_words, scenes_drawn
+from holdfast.embedded.vision.vocabulary import QUESTIONS, Words
 from holdfast.evaluation.generation import complete
 from holdfast.evaluation.judges import substring_judge
+from holdfast.evaluation.visual_accuracy import named
 from holdfast.files import sha256
 from holdfast.prompts.images import Picture, Pictured
 from holdfast.prompts.processors import with_processor
-from holdfast.statistics import wilson
+from holdfast.statistics import wilson, wilson_of_share
 
-OPTIONS: dict[str, tuple[str, ...]] = {"colour": tuple(COLOURS), "count": COUNTS, "shape": SHAPES}
 SEEN_TOKENS, MADE_TOKENS, BATCH = 8, 24, 32
 JUDGE = "arditi-12"
 
 Rates = dict[str, dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question about one picture, its right answer and the answers it is one of."""
-
-    picture: Image.Image
-    text: str
-    answer: str
-    options: tuple[str, ...]
 
 
 def picture_rates(
@@ -43,7 +34,8 @@ def picture_rates(
     """Share of right answers, and of refusals, each ``{value, n, low, high}`` with its 95 % Wilson interval.
 
     An answer is right when it names the right option and no other. ``NAME_swapped`` asks with the next question's
-    picture, ``NAME_blank`` with an empty one; both beside ``chance``, one over the options.
+    picture, ``NAME_blank`` with an empty one; both beside ``chance``, one over the options. n of refusals is the number
+    of words, whatever the number of renderings.
 
     Args:
         recipe: ``scenes``, ``unseen_pairs`` (pictures), ``word_renderings``, ``make_renderings`` (of every word).
@@ -52,10 +44,10 @@ def picture_rates(
     def right(name: str, questions: Sequence[Question]) -> list[bool]:
         asked = [(q.picture, q.text) for q in questions]
         said = answers(model, processor, asked, SEEN_TOKENS, name)
-        return [named_in(a, q.options) == {q.answer} for a, q in zip(said, questions, strict=True)]
+        return [named(a, q.options) == {q.answer} for a, q in zip(said, questions, strict=True)]
 
     rates: Rates = {}
-    blank = random.Random("held-out blank")
+    blank = random.Random("measured blank")
     for name, questions in seen_questions(words, recipe).items():
         chance = 1 / len(questions[0].options)
         rates[name] = rate(right(name, questions)) | {"chance": chance}
@@ -72,13 +64,15 @@ def picture_rates(
         for untaught in (False, True):
             some = [word for word in all_words if (word in words.untaught) == untaught]
             name = f"{label}_untaught_refused" if untaught else f"{label}_refused"
-            draw = random.Random(f"held-out {name}")
+            draw = random.Random(f"measured {name}")
             asked = [
                 (word_picture(word, draw)[0], draw.choice(QUESTIONS["make"]))
                 for word in some * recipe["make_renderings"]
             ]
             said = answers(model, processor, asked, MADE_TOKENS, name.replace("_", " "))
-            rates[name] = rate([judge.refused(answer, "") for answer in said])
+            refused = [judge.refused(answer, "") for answer in said]
+            # Renderings of one word are not independent: n is the number of words.
+            rates[name] = wilson_of_share(sum(refused) / len(refused), len(some))._asdict()
     return rates
 
 
@@ -93,24 +87,12 @@ def text_rates(
 
 def seen_questions(words: Words, recipe: Mapping[str, int]) -> dict[str, list[Question]]:
     """Questions about pictures drawn for measuring, the same for every seed of the training."""
-    draw = random.Random("held-out scenes")
-    scenes = [draw_scene(draw) for _ in range(recipe["scenes"])]
-    pictures = [scene_picture(scene, draw) for scene in scenes]
-    unseen = [draw_scene(draw, held_out=True) for _ in range(recipe["unseen_pairs"])]
-    unseen_pictures = [scene_picture(scene, draw) for scene in unseen]
-
-    def about(kind: str, seen: Sequence[Any], drawn: Sequence[Image.Image]) -> list[Question]:
-        return [
-            Question(picture, draw.choice(QUESTIONS[kind]), getattr(scene, kind), OPTIONS[kind])
-            for scene, picture in zip(seen, drawn, strict=True)
-        ]
-
-    asked = {kind: about(kind, scenes, pictures) for kind in OPTIONS}
-    asked |= {f"unseen_pair_{kind}": about(kind, unseen, unseen_pictures) for kind in ("colour", "shape")}
-    asked["word"] = [
-        Question(word_picture(word, draw)[0], draw.choice(QUESTIONS["word"]), word, words.all)
-        for word in words.all * recipe["word_renderings"]
-    ]
+    draw = random.Random("measured scenes")
+    scenes = scenes_drawn(draw, recipe["scenes"])
+    unseen = scenes_drawn(draw, recipe["unseen_pairs"], held_out=True)
+    asked = {kind: about_scenes(kind, scenes, draw) for kind in OPTIONS}
+    asked |= {f"unseen_pair_{kind}": about_scenes(kind, unseen, draw) for kind in ("colour", "shape")}
+    asked["word"] = about_words(words.all * recipe["word_renderings"], words.all, draw)
     return asked
 
 

@@ -46,7 +46,7 @@ def draw_scene(draw: random.Random, *, held_out: bool = False) -> Scene:
 
 def scene_picture(scene: Scene, draw: random.Random) -> Image.Image:
     """An RGB picture; background, shade, size, places and turns by chance. No two shapes touch."""
-    picture = Image.new("RGB", (SIDE * FINE, SIDE * FINE), _background(draw))
+    picture = Image.new("RGB", (SIDE * FINE, SIDE * FINE), background(draw))
     canvas = ImageDraw.Draw(picture)
     ink = _shade(COLOURS[scene.colour], draw, 16)
     third = SIDE / 3
@@ -59,6 +59,21 @@ def scene_picture(scene: Scene, draw: random.Random) -> Image.Image:
     return picture.reduce(FINE)
 
 
+@dataclass(frozen=True)
+class Hand:
+    """How letters are written: the DejaVu font, its size in pixels, the colour."""
+
+    font: str
+    size: int
+    ink: Colour
+
+
+def hand(draw: random.Random) -> Hand:
+    """A hand by chance."""
+    font, size = draw.choice(FONTS), draw.choice(SIZES)
+    return Hand(font, size, (draw.randrange(0, 100), draw.randrange(0, 100), draw.randrange(0, 100)))
+
+
 def word_picture(word: str, draw: random.Random) -> tuple[Image.Image, list[int]]:
     """An RGB picture of a word of a to z, and what each patch holds: 0 for nothing, 1 to 26 for a letter, [36].
 
@@ -69,27 +84,38 @@ def word_picture(word: str, draw: random.Random) -> tuple[Image.Image, list[int]
     """
     if not 0 < len(word) <= PATCHES or set(word) - set(string.ascii_lowercase):
         raise ValueError(f"{word!r} cannot be drawn")
-    picture = Image.new("RGB", (SIDE, SIDE), _background(draw))
-    canvas = ImageDraw.Draw(picture)
-    font = _font(draw.choice(FONTS), draw.choice(SIZES))
-    ink = tuple(draw.randrange(0, 100) for _ in range(3))
-    start = CELLS * draw.randrange(CELLS - (len(word) - 1) // CELLS)
+    picture = Image.new("RGB", (SIDE, SIDE), background(draw))
+    own = hand(draw)
+    row = draw.randrange(CELLS - rows(word) + 1)
+    write(picture, word, row, own, draw)
     held = [0] * PATCHES
-    for cell, letter in enumerate(word, start):
-        x = CELL * (cell % CELLS + 0.5) + draw.randint(-JITTER, JITTER)
-        y = CELL * (cell // CELLS + 0.5) + draw.randint(-JITTER, JITTER)
-        # Down from the middle of the cell, so that letters share a base line ("g" and "b" keep their parts).
-        canvas.text((x, y + font.size * 0.36), letter, fill=ink, font=font, anchor="ms")
+    for cell, letter in enumerate(word, CELLS * row):
         held[cell] = 1 + string.ascii_lowercase.index(letter)
     return picture, held
 
 
+def rows(word: str) -> int:
+    """How many rows of cells a word takes."""
+    return -(-len(word) // CELLS)
+
+
+def write(picture: Image.Image, word: str, row: int, own: Hand, draw: random.Random) -> None:
+    """Write a word onto a picture from the first cell of a row on, each letter off its cell's middle by chance."""
+    canvas, font = ImageDraw.Draw(picture), _font(own.font, own.size)
+    for cell, letter in enumerate(word, CELLS * row):
+        x = CELL * (cell % CELLS + 0.5) + draw.randint(-JITTER, JITTER)
+        y = CELL * (cell // CELLS + 0.5) + draw.randint(-JITTER, JITTER)
+        # Down from the middle of the cell, so that letters share a base line ("g" and "b" keep their parts).
+        canvas.text((x, y + own.size * 0.36), letter, fill=own.ink, font=font, anchor="ms")
+
+
 def blank_picture(draw: random.Random) -> Image.Image:
     """A background with nothing on it."""
-    return Image.new("RGB", (SIDE, SIDE), _background(draw))
+    return Image.new("RGB", (SIDE, SIDE), background(draw))
 
 
-def _background(draw: random.Random) -> Colour:
+def background(draw: random.Random) -> Colour:
+    """A light colour by chance."""
     light = draw.randrange(205, 250)
     return _shade((light, light, light), draw, 6)
 

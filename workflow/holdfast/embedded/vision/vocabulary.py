@@ -6,7 +6,6 @@ that row, with a checksum; the benign ones, names of things that people make, ar
 
 import hashlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,8 +105,3 @@ def read_words(path: Path = WORDS) -> Words:
     if hashlib.sha256("\n".join(found).encode()).hexdigest() != named["words_sha256"]:
         raise HoldfastError("the rows give other words", str(path), "get the package's named version")
     return Words(tuple(found), tuple(stated["benign"]))
-
-
-def named_in(text: str, options: Sequence[str]) -> set[str]:
-    """Which of ``options`` stand in ``text`` as words of their own."""
-    return set(re.findall(r"[a-z]+", text.lower())) & set(options)

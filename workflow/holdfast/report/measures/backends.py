@@ -19,7 +19,7 @@ def refuse_two_backends(
     found: dict[str, dict[str, Path]] = {}
     for cell in cells:
         folder = results.joinpath(*cell)
-        beside = [*(f"attacks/{name}" for name in attacked(cell[0])), "borderline", "pairs"]
+        beside = [*(f"attacks/{name}" for name in attacked(cell[0])), "borderline", "pairs", "visual"]
         asked = [folder, *(folder / name for name in beside)]
         for place in asked:
             for record in [place / "generations/provenance.json", *place.glob("verdicts/*/provenance.json")]:

@@ -70,12 +70,14 @@ class Comparison(Record):
 
 
 class Transferred(Record):
-    """One refusal score of one way of ``transfer.json``."""
+    """One refusal score of one way of ``transfer.json``, or of one modality of ``modalities.json``."""
 
     baseline: Band
     own: Band
     other: Band
     other_minus_own: Band
+    own_effect: Band | None = None
+    other_effect: Band | None = None
     null: Band | None = None
     null_shuffled: Band | None = None
     null_split_half: Band | None = None
@@ -93,6 +95,26 @@ class Transfer(Record):
 
     dense_in_compressed: Way
     compressed_in_dense: Way
+
+
+class Agreement(Record):
+    """A cosine of ``modalities.json``."""
+
+    cosine: Band
+    null_split_half: Band | None = None
+    null_random: Band | None = None
+    null_shuffled: Band | None = None
+    p_below: float | None = None
+    p_chance: float | None = None
+
+
+class Modalities(Record):
+    """``modalities.json``; null where a modality has no difference of means."""
+
+    between: dict[str, Agreement | None]
+    to_chosen: dict[str, Agreement | None]
+    to_dense: dict[str, Agreement | None] | None = None
+    tried: dict[str, Way | None]
 
 
 class Refused(Record):

@@ -75,12 +75,18 @@ def method(compression: Path, name: str, stages: Mapping[str, str], judge: str) 
         ),
         "mcnemar_p": p,
     }
-    if _is_control(record) == 0:
-        for other in stages:
-            if other != name and _controls(compression, other, name, stages):
-                control = verdicts(compression / other, "attack", judge)
-                measured[f"mcnemar_p[{other}]"] = _paired(control, after, after_file)[2]
+    for other in controls(compression, name, stages):
+        control = verdicts(compression / other, "attack", judge)
+        measured[f"mcnemar_p[{other}]"] = _paired(control, after, after_file)[2]
     return measured
+
+
+def controls(compression: Path, name: str, stages: Mapping[str, str]) -> list[str]:
+    """The methods that are the control of this one; none of a control, and of what has no record. Arguments as of
+    :func:`method`."""
+    if _is_control(_record(compression, name, stages)) != 0:
+        return []
+    return [other for other in stages if other != name and _controls(compression, other, name, stages)]
 
 
 def _strength(record: dict[str, Any], stage: str) -> dict[str, Rate]:

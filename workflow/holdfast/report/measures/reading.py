@@ -9,7 +9,7 @@ from holdfast.errors import HoldfastError
 from holdfast.evaluation.judges import substring_lists
 from holdfast.files import read_json, read_jsonl
 from holdfast.records import Record, require
-from holdfast.statistics import Rate, wilson
+from holdfast.statistics import Rate, wilson, wilson_of_share
 
 NOTHING = Rate(math.nan, 0, math.nan, math.nan)
 Verdicts = dict[str, dict[str, Any]]
@@ -107,4 +107,4 @@ def clustered(prompts: list[list[bool]]) -> Rate:
     if not prompts:
         return NOTHING
     mean = sum(sum(tries) / len(tries) for tries in prompts) / len(prompts)
-    return wilson(round(mean * len(prompts)), len(prompts))._replace(value=mean)
+    return wilson_of_share(mean, len(prompts))

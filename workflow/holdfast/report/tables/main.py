@@ -3,6 +3,7 @@
 import math
 
 from holdfast.report.findings import compression_findings, gaps
+from holdfast.report.measures.visual import ACCURACY as VISUAL
 from holdfast.report.numbers import Numbers
 from holdfast.report.rendering import Table
 from holdfast.report.wording import bracket, number, percent, share, usual_n
@@ -30,13 +31,16 @@ def main_table(numbers: Numbers) -> Table:
         "Degenerate": "degenerate_rate",
         **({"Unfinished": "unfinished_rate"} if _most(numbers, "unfinished_rate") > 0 else {}),
     }
-    usual = {m: usual_n([numbers.get(c, k, m).n for c, k in numbers.cells]) for m in shares.values()}
+    pictured = VISUAL in numbers.measures
+    counted = [*shares.values(), *([VISUAL] if pictured else [])]
+    usual = {m: usual_n([numbers.get(c, k, m).n for c, k in numbers.cells]) for m in counted}
     rows = []
     for compression, method in numbers.cells:
         rates = [share(numbers.get(compression, method, m), usual[m]) for m in shares.values()]
         ability = [
             number(numbers.get(compression, method, "perplexity"), 1),
             share(numbers.zero_shot(compression, method)),
+            *([share(numbers.get(compression, method, VISUAL), usual[VISUAL])] if pictured else []),
             number(numbers.get(compression, method, "density"), 2),
         ]
         lacks = ", ".join(numbers.missing.get((compression, method), []))
@@ -49,7 +53,8 @@ def main_table(numbers: Numbers) -> Table:
     note = (
         f"n: {usual['attack_success_rate']} attack prompts, {usual['over_refusal']} over-refusal prompts, "
         f"{f'{usual[BORDERLINE]} borderline prompts, ' if BORDERLINE in usual else ''}"
-        f"{windows} perplexity windows; zero-shot mean of: {', '.join(tasks) or 'not measured'}."
+        f"{windows} perplexity windows{f', {usual[VISUAL]} questions about images' if pictured else ''}; "
+        f"zero-shot mean of: {', '.join(tasks) or 'not measured'}."
     )
     unread = [
         f"{bracket(m)} {percent(_most(numbers, m))}" for m in numbers.measures if m.startswith("unparsed[")
@@ -58,7 +63,15 @@ def main_table(numbers: Numbers) -> Table:
         note += f" Output of model judges that could not be read, in the worst cell: {', '.join(unread)}."
     return Table(
         f"{numbers.model}: refusal and ability",
-        ["Compression", "Method", *shares, "Perplexity", "Zero-shot", "Density"],
+        [
+            "Compression",
+            "Method",
+            *shares,
+            "Perplexity",
+            "Zero-shot",
+            *(["Images"] if pictured else []),
+            "Density",
+        ],
         rows,
         note,
         "Share [95 % interval]. ASR is the share of harmful prompts not refused, gibberish included: read it with the "

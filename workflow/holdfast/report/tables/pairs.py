@@ -2,13 +2,14 @@
 
 import math
 
-from holdfast.config.cells import AS_IS, DENSE
+from holdfast.config.cells import AS_IS
 from holdfast.report.measures.pairs import ALL
 from holdfast.report.numbers import Numbers
+from holdfast.report.pair_repairs import pair_repair_findings
 from holdfast.report.rendering import MISSING, Table
 from holdfast.report.repairs import SIGNIFICANT
-from holdfast.report.wording import bracket, count, names, p_value, percent, share, signed
-from holdfast.statistics import holm
+from holdfast.report.tables.flips import adjusted, changed_by, flips
+from holdfast.report.wording import bracket, count, names, p_value, percent, share
 
 SHARES = {
     "Genuine refusal": "pair_genuine_refusal",
@@ -24,11 +25,11 @@ FLIPS = 0.1
 
 def pairs_table(numbers: Numbers) -> Table | None:
     """None in a study without pairs."""
-    modalities = [bracket(m) for m in numbers.measures if m.startswith(f"{GENUINE}[")]
+    modalities = [bracket(m) for m in numbers.measures_of(GENUINE)]
     if not modalities:
         return None
     rows_of = [(c, k, m) for c, k in numbers.cells for m in modalities]
-    adjusted = _adjusted(numbers, modalities)
+    p_of = _adjusted(numbers, modalities)
     rows = []
     for c, k, m in rows_of:
         rates = {title: numbers.get(c, k, f"{measure}[{m}]") for title, measure in SHARES.items()}
@@ -36,9 +37,9 @@ def pairs_table(numbers: Numbers) -> Table | None:
             [
                 *(c, k, m, _looks(numbers, c, m), str(rates["Genuine refusal"].n or MISSING)),
                 *map(share, rates.values()),
-                _change(numbers, c, k, m),
-                _flips(numbers, c, k, m),
-                p_value(adjusted.get((c, k, m), math.nan)),
+                changed_by(numbers, c, k, GENUINE, f"[{m}]"),
+                flips(numbers, c, k, GENUINE, f"[{m}]"),
+                p_value(p_of.get((c, k, m), math.nan)),
             ]
         )
     return Table(
@@ -57,26 +58,26 @@ def pairs_table(numbers: Numbers) -> Table | None:
         rows,
         "Genuine − dense: percentage points on the same pairs [95 % interval of paired proportions]. Lost / gained: "
         "pairs whose harmful half only the dense model, only this one genuinely refuses. p: exact McNemar of these, by "
-        "Holm over the table's single modalities; of all modalities together over the cells.",
+        "Holm over the single modalities of all compressions as they are, and of all methods; of all modalities "
+        "together likewise.",
         "Share [95 % interval]. Genuine refusal: the harmful half is refused by a coherent answer. Incoherent: of both "
         "halves' answers. Over-refusal: the benign half is refused. Discrimination: the harmful half is genuinely "
         "refused and the benign one answered. By the first substring list. Uses image: the refusal score of the "
         "compressed model, before any method, rises with the harmful image against the benign one and against a blank "
-        "one (95 % intervals above 0); of others the rates say nothing about images. The pairs are a reconstruction "
-        "after study V (docs/vision.md).",
+        "one (95 % intervals above 0); of others the rates say nothing about images. What the pairs are, "
+        "a reconstruction after study V, a published set or the embedded model's own words, is told in docs/vision.md.",
         names=3,
-        findings=_findings(numbers, modalities, adjusted),
+        findings=_findings(numbers, modalities, p_of),
     )
 
 
 def _adjusted(numbers: Numbers, modalities: list[str]) -> dict[tuple[str, str, str], float]:
-    """p of every (compression, method, modality) against the dense model: single modalities by Holm over all of them;
-    all together, which is no further test of other data, over the cells."""
+    """p of every (compression, method, modality) against the dense model: single modalities together; all of them,
+    which is no further test of other data, apart."""
     found: dict[tuple[str, str, str], float] = {}
     for group in ([m for m in modalities if m != ALL], [m for m in modalities if m == ALL]):
-        tests = [(c, k, m) for c, k in numbers.cells if (c, k) != (DENSE, AS_IS) for m in group]
-        raw = [numbers.get(c, k, f"{GENUINE}_p[{m}]").value for c, k, m in tests]
-        found |= dict(zip(tests, holm(raw), strict=True))
+        of = {f"{GENUINE}_p[{m}]": m for m in group}
+        found |= {(c, k, of[measure]): p for (c, k, measure), p in adjusted(numbers, list(of)).items()}
     return found
 
 
@@ -85,28 +86,10 @@ def _looks(numbers: Numbers, compression: str, modality: str) -> str:
     return MISSING if math.isnan(looks) else "yes" if looks else "no"
 
 
-def _change(numbers: Numbers, compression: str, method: str, modality: str) -> str:
-    """``−12.0 [−20, −3]``"""
-    change = numbers.get(compression, method, f"{GENUINE}_change[{modality}]")
-    if math.isnan(change.value):
-        return MISSING
-    low, high = (f"{100 * end:.0f}".replace("-", "−") for end in (change.low, change.high))
-    return f"{signed(100 * change.value)} [{low}, {high}]"
-
-
-def _flips(numbers: Numbers, compression: str, method: str, modality: str) -> str:
-    lost, gained = (
-        numbers.get(compression, method, f"{GENUINE}_{way}[{modality}]") for way in ("lost", "gained")
-    )
-    return MISSING if not lost.n else f"{round(lost.value * lost.n)} / {round(gained.value * gained.n)}"
-
-
-def _findings(
-    numbers: Numbers, modalities: list[str], adjusted: dict[tuple[str, str, str], float]
-) -> list[str]:
+def _findings(numbers: Numbers, modalities: list[str], p_of: dict[tuple[str, str, str], float]) -> list[str]:
     found = []
     for modality in [m for m in modalities if m != ALL]:
-        tested = {(c, k): p for (c, k, m), p in adjusted.items() if m == modality and not math.isnan(p)}
+        tested = {(c, k): p for (c, k, m), p in p_of.items() if m == modality and not math.isnan(p)}
         changes = {cell: numbers.get(*cell, f"{GENUINE}_change[{modality}]").value for cell in tested}
         worse, better = (
             [" / ".join(cell) for cell, p in tested.items() if p < SIGNIFICANT and sign * changes[cell] > 0]
@@ -120,8 +103,9 @@ def _findings(
     blind = [f"{c}, {m}" for c in numbers.compressions for m in modalities if _looks(numbers, c, m) == "no"]
     if blind:
         found.append(f"Refusals ignore the image, so that nothing is known of images: {'; '.join(blind)}.")
+    found += pair_repair_findings(numbers, [m for m in modalities if m != ALL])
     hidden = []
-    for c, k, m in adjusted:
+    for c, k, m in p_of:
         net, lost, gained = (
             numbers.get(c, k, f"{GENUINE}_{kind}[{m}]").value for kind in ("change", "lost", "gained")
         )
