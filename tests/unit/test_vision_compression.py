@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from holdfast.prompts.images import read_instructions
 from holdfast.prompts.templates import forward_inputs
 from quantized import RECIPES
 from tiny import tiny_llama
+from torch import Tensor
 from transformers import BatchEncoding
 from vlms import FAMILIES, records, tiny_vlm
 
@@ -153,13 +155,60 @@ def test_language_models_are_quantized_on_images(vlm: Path, tmp_path: Path, name
             llm_compressor.quantize(load_model(vlm), RECIPES[name], drawn(vlm, tmp_path / "mixed"))
 
 
-def test_vision_towers_are_quantized_on_images(llava: Path, tmp_path: Path) -> None:
+def test_static_scales_of_whole_models_are_the_largest_inputs(vlm: Path, tmp_path: Path) -> None:
+    """Beside brute force: an input's largest magnitude over the records, and a weight's, are E4M3's 448."""
+    samples = [s for s in drawn(vlm, tmp_path) if isinstance(s, dict)]
+    parts = parts_of(vlm, "language", "vision", "projector")
+    dense, largest = load_model(vlm), dict[str, Tensor]()
+    for name, linear in part_linears(dense, parts).items():
+
+        def seen(_module: Any, inputs: Any, name: str = name) -> None:
+            largest[name] = torch.maximum(largest.get(name, torch.zeros(())), inputs[0].abs().max())
+
+        linear.register_forward_pre_hook(seen)
+    with torch.no_grad():
+        for sample in samples:
+            dense(**sample)
+    found = quantized(vlm, tmp_path / "out", "fp8-static", samples, parts=parts)
+    stored = found.state_dict()
+    for name, linear in part_linears(dense, parts).items():
+        scales = stored[f"{name}.input_scale"], stored[f"{name}.weight_scale"]
+        expected = largest[name] / 448, linear.weight.abs().max() / 448
+        assert [float(s) for s in scales] == pytest.approx([float(e) for e in expected], rel=1e-2), name
+        assert not torch.equal(linear.weight, found.get_submodule(name).weight), name
+
+
+def test_static_scales_of_towers_leave_the_language_model(llava: Path, tmp_path: Path) -> None:
     samples = [s for s in drawn(llava, tmp_path) if isinstance(s, dict)]
     found = quantized(llava, tmp_path / "out", "fp8-static", samples, parts=["vision", "projector"])
     dense = load_model(llava)
     for module, linear in part_linears(dense, ["language", "vision", "projector"]).items():
         same = torch.equal(linear.weight, found.get_submodule(module).weight)
         assert same == (module in part_linears(dense, ["language"])), module
+
+
+@pytest.mark.parametrize("part", ["vision", "language"])
+def test_a_linear_that_no_record_reaches(
+    llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """A linear that is never called: dense in a tower, refused in a language model."""
+    samples = [s for s in drawn(llava, tmp_path) if isinstance(s, dict)]
+    model = load_model(llava)
+    blocks = decoder_layers(model) if part == "language" else vision_layers(model)
+    mlp = module_name(model, blocks[-1].mlp)
+    monkeypatch.setattr(blocks[-1].mlp, "forward", MethodType(lambda _self, x: x, blocks[-1].mlp))
+    recipe = RECIPES["fp8-static"] | {"parts": ["language", "vision"]}
+    if part == "language":
+        with pytest.raises(HoldfastError, match=rf"no calibration record reaches {mlp}\.\w+ \(3 modules\)"):
+            llm_compressor.quantize(model, recipe, samples)
+        return
+    llm_compressor.quantize(model, recipe, samples)
+    (tmp_path / "out").mkdir()
+    llm_compressor.save(model, tmp_path / "out")
+    found, dense = load_model(tmp_path / "out"), load_model(llava)
+    for name, linear in part_linears(dense, ["language", "vision"]).items():
+        same = torch.equal(linear.weight, found.get_submodule(name).weight)
+        assert same == name.startswith(mlp), name
 
 
 @pytest.mark.parametrize(

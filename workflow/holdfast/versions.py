@@ -12,7 +12,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "pairs": 2,
     "download": 1,
     "fetch": 1,
-    "compress": 2,
+    "compress": 3,
     "activations": 1,
     "direction": 5,
     "compare": 5,

@@ -144,9 +144,13 @@ def _modifiers(
     sequences: Sequence[Sample],
 ) -> list[Any]:
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme, preset_name_to_scheme
-    from llmcompressor.modifiers.quantization import QuantizationModifier
 
-    from holdfast.compression.modifiers import AWQModifier, GPTQModifier, SmoothQuantModifier
+    from holdfast.compression.modifiers import (
+        AWQModifier,
+        GPTQModifier,
+        QuantizationModifier,
+        SmoothQuantModifier,
+    )
 
     method = recipe["quantize"]
     if method == "smoothquant":

@@ -1,9 +1,10 @@
-"""llm-compressor's GPTQ, AWQ and SmoothQuant, which raise where the library would go on with less.
+"""llm-compressor's GPTQ, AWQ, SmoothQuant and static scales, where the library would go on with less.
 
 As they stand, they only log when a Hessian cannot be inverted (GPTQ rounds that matrix to nearest), when a
 mapping is skipped (AWQ rounds what it feeds to nearest) or when a family has no entry in their tables of which
-norm feeds which linears (the Llama table is used, whatever the blocks look like). A checkpoint would then not
-be what its name says. The classes keep the library's names, because those are written into ``recipe.yaml``.
+norm feeds which linears (the Llama table is used, whatever the blocks look like), and store uninitialised
+memory as the scale of a linear that calibration does not reach. A checkpoint would then not be what its name
+says. The classes keep the library's names, because those are written into ``recipe.yaml``.
 
 Importing this module imports llm-compressor, which takes seconds: import it where it is used.
 """
@@ -13,15 +14,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from compressed_tensors.quantization import QuantizationMetadata
 from compressed_tensors.utils import patch_attr, update_offload_parameter
 from llmcompressor.modifiers.gptq import GPTQModifier as LibraryGPTQ
+from llmcompressor.modifiers.quantization import QuantizationModifier as LibraryQuantization
 from llmcompressor.modifiers.transform.awq import AWQModifier as LibraryAWQ
 from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier as LibrarySmoothQuant
 from llmcompressor.pipelines.cache import IntermediatesCache
 from llmcompressor.utils.helpers import DisableQuantization, calibration_forward_context
 from pydantic import PrivateAttr
 
-from holdfast.architectures import decoder_layers, language_model, layer_linears
+from holdfast.architectures import decoder_layers, language_model, layer_linears, part_linears
 from holdfast.errors import HoldfastError
 
 PROBE_TOKENS = 16
@@ -40,6 +43,41 @@ class GPTQModifier(LibraryGPTQ):
                 "give more or longer calibration texts",
             )
         return bool(super().on_finalize(state, **kwargs))
+
+
+class QuantizationModifier(LibraryQuantization):
+    """Scales from calibration, those of a vision tower and projector among them.
+
+    The library finishes the modules that it finds in the traced graph, block by block. Calls that it could not trace
+    run there as they are: what they call (all of a LLaVA's tower) is observed, and would never be given scales.
+    A linear that no record reaches stays dense if it is not of the language model.
+
+    Raises:
+        HoldfastError: no calibration record reaches a linear of the language model.
+    """
+
+    _reached: set[int] = PrivateAttr(default_factory=set)
+
+    def on_sequential_epoch_end(self, state: Any, event: Any, modules: list[Any], **kwargs: Any) -> None:
+        self._reached |= {id(module) for module in modules if _waits(module)}
+        super().on_sequential_epoch_end(state, event, modules, **kwargs)
+
+    def on_calibration_end(self, state: Any, event: Any, **kwargs: Any) -> None:
+        observed = {n: m for n, m in state.model.named_modules() if hasattr(m, "input_observer")}
+        rest = [module for module in observed.values() if _waits(module)]
+        self.on_sequential_epoch_end(state, event, rest)
+        unreached = {name: module for name, module in observed.items() if id(module) not in self._reached}
+        super().on_calibration_end(state, event, **kwargs)
+        if bare := [name for name in part_linears(state.model, ["language"]) if name in unreached]:
+            what = f"no calibration record reaches {bare[0]} ({len(bare)} modules)"
+            raise HoldfastError(what, "compression recipe, quantize", "give more calibration texts")
+        for module in unreached.values():
+            QuantizationMetadata.clear_quantization(module)
+
+
+def _waits(module: Any) -> bool:
+    """Whether inputs were observed and no scale was made of them yet: statistics are dropped once one is."""
+    return hasattr(module, "input_observer") and module.input_observer.has_statistics
 
 
 class _Smoothing:
