@@ -19,6 +19,7 @@ from holdfast.config.recipes import TASKS, download_name, downloads
 from holdfast.errors import HoldfastError
 from holdfast.files import SCRATCH
 from holdfast.hub import SWITCHES, USERS
+from holdfast.prompts.sources import files_named
 
 
 def study_file():

@@ -26,7 +26,8 @@ def prompt_files(wildcards):
 
 
 def visual_files(wildcards):
-    return data_files(STUDY.evaluate.visual.source or "")
+    recipe = STUDY.recipe("visual")
+    return data_files(recipe["source"] or "") + files_named(recipe, recipe["image"])
 
 
 def data_files(source):

@@ -1,5 +1,6 @@
 """What the workflow runs again after a change: those cells and the tables, and nothing else."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +124,28 @@ def test_pairs_without_images_ask_nothing_of_images(rerun: Callable[..., dict[st
 def test_questions_about_images_run_alone(rerun: Callable[..., dict[str, int]]) -> None:
     jobs = rerun(lambda c: c["evaluate"].update(visual={"benchmark": "embedded-scenes", "limit": 4}))
     assert jobs == {"visual": 1, "answer_visual": 7, "score_visual": 7, **SUMMED_UP}
+
+
+def test_a_changed_picture_beside_a_file_of_questions_asks_them_again(
+    finished: Workflow, tmp_path: Path
+) -> None:
+    shutil.copytree(finished.folder, tmp_path / "copy", symlinks=True)
+    workflow, pictures = Workflow(tmp_path / "copy"), tmp_path / "copy/asked/pictures"
+    pictures.mkdir(parents=True)
+    rows = [{"question": "What?", "image": f"pictures/{n}.png", "answer": "that"} for n in range(2)]
+    (pictures.parent / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (pictures / "0.png").write_bytes(b"0")
+    (pictures / "unnamed.png").write_bytes(b"0")
+    given = {"visual": {"source": "file:asked/questions.jsonl"}}
+    workflow.write(study(evaluate=study()["evaluate"] | given))
+    asked = "results/small/visual/visual.jsonl"
+    ran = workflow.snakemake("--cores", "1", "--quiet", "all", "--", asked)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    for name, again in (("unnamed", False), ("1", True)):
+        (pictures / f"{name}.png").write_bytes(b"new")
+        planned = workflow.snakemake("--dry-run", "--", asked)
+        assert planned.returncode == 0, planned.stderr
+        assert ("Nothing to be done" in planned.stdout + planned.stderr) != again, name
 
 
 def test_directions_by_modality_run_alone(rerun: Callable[..., dict[str, int]]) -> None:

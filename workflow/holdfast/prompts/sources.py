@@ -157,6 +157,20 @@ def selected_rows(recipe: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]
     return numbered
 
 
+def files_named(recipe: Mapping[str, Any], column: str) -> list[str]:
+    """The files that ``column`` of the selected rows names, from the folder of a source ``file:``, as far as they are
+    there; none of other sources, nor of one that cannot be read: who asks the questions says what is wrong."""
+    source = recipe["source"] or ""
+    if not source.startswith("file:"):
+        return []
+    try:
+        named = [row.get(column) for _, row in selected_rows(recipe)]
+    except HoldfastError:
+        return []
+    paths = {str(local_path(source).parent / name) for name in named if isinstance(name, str)}
+    return sorted(path for path in paths if Path(path).is_file())
+
+
 def read_prompts(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The prompt set a recipe names, as records {id, text, label, category, source}; of a file of pairs (its rows have
     a ``modality``) with {pair, modality, images} too, and its own labels where the recipe has none.
