@@ -43,6 +43,17 @@ class Hub(ThreadingHTTPServer):
             return hashlib.sha256(content).hexdigest()
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
+    def blob(self, name: str) -> dict[str, object]:
+        """What the hub's API tells of a file's content."""
+        size, etag = len(self.files[name]), self.etag(name)
+        if len(etag) == 64:
+            return {
+                "size": size,
+                "blobId": "0" * 40,
+                "lfs": {"sha256": etag, "size": size, "pointerSize": 130},
+            }
+        return {"size": size, "blobId": etag}
+
 
 class Answer(BaseHTTPRequestHandler):
     server: Hub
@@ -85,7 +96,7 @@ class Answer(BaseHTTPRequestHandler):
             self.tell(404, {"X-Error-Code": "RevisionNotFound"})
             return
         else:
-            siblings = [{"rfilename": name} for name in self.server.files]
+            siblings = [{"rfilename": name, **self.server.blob(name)} for name in self.server.files]
             found = {"id": REPOSITORY, "modelId": REPOSITORY, "sha": COMMIT, "siblings": siblings}
         self.tell(200, {"Content-Type": "application/json"}, json.dumps(found).encode())
 

@@ -132,14 +132,50 @@ def test_a_download_again_brings_only_what_is_not_there(served: Hub, tmp_path: P
     assert served.downloads("config.json") == []
 
 
+@pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
-def test_another_checksum_is_told_and_the_file_removed(served: Hub, tmp_path: Path, name: str) -> None:
+def test_another_checksum_is_told_and_the_file_removed(
+    served: Hub, tmp_path: Path, name: str, links: bool
+) -> None:
     served.damaged.add(name)
-    code, told = download(tmp_path, served)
+    code, told = download(tmp_path, served, **({} if links else {"HF_HUB_DISABLE_SYMLINKS": "1"}))
     assert code == 2
     assert f"holdfast: {SOURCE}: {name} has another checksum than the hub says; run it again" in told
     assert not (tmp_path / "record.json").exists()
     assert not list((tmp_path / "cache").rglob(name))
+
+
+def test_without_symbolic_links_a_whole_download_is_recorded(served: Hub, tmp_path: Path) -> None:
+    code, told = download(tmp_path, served, HF_HUB_DISABLE_SYMLINKS="1")
+    assert code == 0, told
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_symlink()]
+    assert record(tmp_path)["files"]["model.safetensors"]["sha256"] == served.etag("model.safetensors")
+
+
+def test_content_in_the_clients_shared_store_is_what_the_hub_says(served: Hub, tmp_path: Path) -> None:
+    """What hf_xet brings: blobs/ETAG is a link itself, to a file of the whole cache under Xet's own hash."""
+    from huggingface_hub.utils._shared_blobs import publish_blob_to_shared_store
+
+    assert download(tmp_path, served)[0] == 0
+    (tmp_path / "record.json").unlink()
+    cache, name = tmp_path / "cache/hub", served.etag("model.safetensors")
+    [blob] = cache.glob(f"models--*/blobs/{name}")
+    size, stored = blob.stat().st_size, {"cache_dir": str(cache), "xet_hash": "0a" * 32}
+    assert publish_blob_to_shared_store(
+        blob_path=str(blob), expected_size=size, replace_existing=False, **stored
+    )
+    assert blob.is_symlink()
+    code, told = download(tmp_path, served)
+    assert code == 0, told
+    assert record(tmp_path)["files"]["model.safetensors"] == {"bytes": size, "sha256": name}
+    damaged = blob.resolve()
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    code, told = download(tmp_path, served)
+    assert code == 2
+    assert "has another checksum than the hub says" in told
+    assert not damaged.exists()
+    assert download(tmp_path, served)[0] == 0
 
 
 def test_a_gated_model_asks_for_a_token_which_stands_nowhere(served: Hub, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ record.
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,38 +72,60 @@ def download(recipe: Mapping[str, Any], out: Path) -> None:
     if recipe.get("tasks"):
         recorder.write(out, tasks=download_tasks(recipe["tasks"]))
         return
-    folder = snapshot(recipe["source"])
-    files = {
-        str(file.relative_to(folder)): verified(file, recipe["source"])
-        for file in sorted(p for p in folder.rglob("*") if p.is_file())
-    }
+    source = recipe["source"]
+    folder = snapshot(source)
+    brought = sorted(p for p in folder.rglob("*") if p.is_file())
+    names = {file: file.readlink().name for file in brought if file.is_symlink()}
+    if len(names) < len(brought):
+        told = etags(source, folder.name)
+        names = {file: told.get(file.relative_to(folder).as_posix(), "") for file in brought}
+    files = {str(file.relative_to(folder)): verified(file, etag, source) for file, etag in names.items()}
     recorder.write(out, revision=folder.name, files=files)
 
 
-def verified(file: Path, source: str) -> dict[str, Any]:
-    """``{bytes, sha256}`` of a file of a snapshot.
+def etags(source: str, commit: str) -> dict[str, str]:
+    """What the hub says each file is: the SHA-256 of a large one, the Git blob's SHA-1 of a small one.
 
-    The client names the content by its ETag, which is the SHA-256 of a large file and the Git blob's SHA-1 of a small
-    one, but compares sizes alone.
+    The client names the content of its cache so as well, where the file system has symbolic links.
 
-    Raises HoldfastError, having removed the file, when it is not what its name says.
+    Raises:
+        HoldfastError: the hub does not say.
     """
-    blob = file.resolve()
-    found = sha256(blob)
-    wrong = blob.name != found if re.fullmatch("[0-9a-f]{64}", blob.name) else False
-    if re.fullmatch("[0-9a-f]{40}", blob.name):
-        wrong = git_blob(blob) != blob.name
-    if wrong:
-        file.unlink()
-        blob.unlink(missing_ok=True)
+    from huggingface_hub import HfApi
+
+    name = source.removeprefix("hub:").partition("@")[0]
+    try:
+        files = HfApi().model_info(name, revision=commit, files_metadata=True).siblings or []
+    except Exception as error:  # as in snapshot()
+        what = f"its checksums cannot be asked of the hub ({type(error).__name__}: {first_line(error)})"
+        remedy = "check the network, or keep HF_HOME where there are symbolic links"
+        raise HoldfastError(what, source, remedy) from error
+    return {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id or "" for file in files}
+
+
+def verified(file: Path, etag: str, source: str) -> dict[str, Any]:
+    """``{bytes, sha256}`` of a file of a snapshot; the client itself compares sizes alone.
+
+    Raises HoldfastError, having removed the file, when it is not what the hub says.
+    """
+    content = file.resolve()
+    found = sha256(content)
+    if etag not in (found, git_blob(content)):
+        # A first link names the content by its ETag; it may lead on, into a store that several caches share.
+        link = [file.parent / file.readlink()] if file.is_symlink() else []
+        for path in (content, *link, file):
+            path.unlink(missing_ok=True)
         raise HoldfastError(f"{file.name} has another checksum than the hub says", source, "run it again")
-    return {"bytes": blob.stat().st_size, "sha256": found}
+    return {"bytes": content.stat().st_size, "sha256": found}
 
 
 def git_blob(path: Path) -> str:
     """Git's name of a file's content."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def download_tasks(names: Sequence[str]) -> dict[str, Any]:
