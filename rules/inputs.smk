@@ -26,8 +26,9 @@ def prompt_files(wildcards):
 
 
 def visual_files(wildcards):
-    recipe = STUDY.recipe("visual")
-    return data_files(recipe["source"] or "") + files_named(recipe, recipe["image"])
+    source = STUDY.evaluate.visual.source or ""
+    named = files_named(STUDY.recipe("visual"), STUDY.evaluate.visual.image)
+    return data_files(source) + named
 
 
 def data_files(source):

@@ -67,9 +67,9 @@ def begin():
 
 
 def end():
-    """All jobs have ended, well or not."""
+    """All jobs have ended, well or not; after Ctrl-C they may be about to."""
     while CLAIMS:
-        release(CLAIMS.pop())
+        release(CLAIMS.pop(), Path("results", STUDY.study), os.environ.get(RUN))
 
 
 def tell_failures(workflow):

@@ -1,5 +1,6 @@
 """What happens to jobs on a real Slurm; the tables are always those of an undisturbed run."""
 
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -139,8 +140,34 @@ def test_after_a_kill_the_same_command_goes_on_with_one_writer(
         run.process.wait()
         with running(workflow, cluster) as again:
             log = again.well()
-    assert f"1 Slurm jobs of a run that was killed are cancelled: {orphan.id}" in log
+    assert f"1 Slurm jobs that an earlier run left are cancelled: {orphan.id}" in log
     assert [job.state for job in jobs(cluster, "ability") if job.id == orphan.id] == ["CANCELLED"]
+    assert len(begun(workflow, "ability")) == 1
+    as_undisturbed()
+
+
+def test_after_ctrl_c_what_slurm_could_not_end_yet_is_waited_for(
+    cluster: Cluster, workflow: Workflow, as_undisturbed: Callable[[], None]
+) -> None:
+    """A node that does not answer: its job is cancelled, and runs on."""
+    once(workflow, "ability", "echo $SLURMD_NODENAME > where && sleep 600")
+    with running(workflow, cluster) as run:
+        run.until((workflow.folder / "where").read_text, "the job")
+        [left] = jobs(cluster, "ability", "RUNNING")
+        node = cluster.daemons[(workflow.folder / "where").read_text().strip()]
+        node.send_signal(signal.SIGSTOP)
+        try:
+            run.process.send_signal(signal.SIGINT)
+            assert run.ended()[0] != 0
+            assert [j.state for j in jobs(cluster, "ability") if j.id == left.id] == ["COMPLETING"]
+            with running(workflow, cluster) as again:
+                told = f"results/small: 1 Slurm jobs that an earlier run left are cancelled: {left.id}"
+                again.until(lambda: told in again.log.read_text(), "the wait")
+                assert not begun(workflow, "ability")
+                node.send_signal(signal.SIGCONT)
+                again.well()
+        finally:
+            node.send_signal(signal.SIGCONT)
     assert len(begun(workflow, "ability")) == 1
     as_undisturbed()
 

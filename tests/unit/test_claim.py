@@ -72,7 +72,7 @@ def test_jobs_of_a_killed_run_are_cancelled_and_waited_for(
     said: list[str] = []
     held = claim(tmp_path / "study", "holdfast_2", said.append)
     assert (tmp_path / "queue.cancelled").read_text() == "11 12\n"
-    assert said == [f"{tmp_path}/study: 2 Slurm jobs of a run that was killed are cancelled: 11 12"]
+    assert said == [f"{tmp_path}/study: 2 Slurm jobs that an earlier run left are cancelled: 11 12"]
     assert jobs_of(tmp_path / "study") == "holdfast_2"
     held.close()
 
@@ -116,10 +116,22 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 
 def test_a_run_that_ended_leaves_nothing_to_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    release(claim(tmp_path / "study", "holdfast_1", print))
-    assert recorded(tmp_path / "study") is None
-    commands(tmp_path / "bin", monkeypatch)
-    claim(tmp_path / "study", None, print).close()
+    study = tmp_path / "study"
+    commands(tmp_path / "bin", monkeypatch, squeue='[ "$2" = --name=holdfast_1 ]')
+    release(claim(study, "holdfast_1", print), study, "holdfast_1")
+    assert recorded(study) is None
+    (tmp_path / "bin/squeue").unlink()
+    release(claim(study, None, print), study, None)
+    claim(study, None, print).close()
+
+
+@pytest.mark.parametrize("squeue", ["echo 11", "exit 1"])
+def test_a_run_whose_jobs_may_still_be_there_leaves_its_name(
+    squeue: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands(tmp_path / "bin", monkeypatch, squeue=squeue)
+    release(claim(tmp_path / "study", "holdfast_1", print), tmp_path / "study", "holdfast_1")
+    assert jobs_of(tmp_path / "study") == "holdfast_1"
 
 
 def test_a_job_of_an_earlier_run_ends_before_it_does_anything(

@@ -1,9 +1,11 @@
 """What the workflow runs again after a change: those cells and the tables, and nothing else."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from workflows import ROOT, SUMMED_UP, Workflow, new_workflow, study, with_judge
 
@@ -210,3 +212,51 @@ def test_a_checkpoint_is_removed_after_its_last_user(tmp_path: Path) -> None:
         assert len(used) > 10
         assert removed >= max(file.stat().st_mtime_ns for file in used)
     assert not (model / "dense/checkpoint/removed.json").exists()
+
+
+class Job(NamedTuple):
+    rule: str
+    input: set[str]
+    output: set[str]
+
+
+def listed(told: str) -> list[Job]:
+    """The jobs that Snakemake lists when it plans."""
+    found = []
+    for block in re.split(r"^(?:local)?rule ", told, flags=re.MULTILINE)[1:]:
+        files = [re.search(rf"^    {kind}: (.*)$", block, re.MULTILINE) for kind in ("input", "output")]
+        given, made = (set(match[1].split(", ")) if match else set() for match in files)
+        found.append(Job(block.partition(":")[0], given, made))
+    return found
+
+
+def test_whatever_reads_a_checkpoint_comes_before_its_removal(tmp_path: Path) -> None:
+    workflow, config = new_workflow(tmp_path / "fresh"), study()
+    without_checkpoints(config)
+    config.update(pairs={"limit": 1}, modalities={"nulls": 3})
+    asked = {
+        "attacks": {"opened": {"prefix": "Sure"}},
+        "visual": {"benchmark": "embedded-scenes", "limit": 4},
+    }
+    workflow.write(config | {"evaluate": config["evaluate"] | asked})
+    planned = workflow.snakemake("--dry-run")
+    assert planned.returncode == 0, planned.stdout + planned.stderr
+    jobs = listed(planned.stdout + planned.stderr)
+    made_by = {file: job for job in jobs for file in job.output}
+
+    def before(job: Job, found: list[Job]) -> list[Job]:
+        for earlier in (made_by[file] for file in job.input if file in made_by):
+            if earlier not in found:
+                found.append(earlier)
+                before(earlier, found)
+        return found
+
+    removals = [job for job in jobs if job.rule.startswith("discard")]
+    assert len(removals) == 6
+    for removal in removals:
+        [record] = removal.output
+        checkpoint = record.replace("removed.json", "provenance.json")
+        readers = [j for j in jobs if checkpoint in j.input and not j.rule.startswith("discard")]
+        assert len(readers) >= 3
+        waited_for = before(removal, [])
+        assert [reader.rule for reader in readers if reader not in waited_for] == []

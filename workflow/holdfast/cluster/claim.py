@@ -1,4 +1,4 @@
-"""One run of a study at a time, also where a killed one left jobs in Slurm's queue.
+"""One run of a study at a time, also where a killed or interrupted one left jobs in Slurm's queue.
 
 A run holds a lock on ``results/STUDY/.lock`` that dies with its process, and writes into it who it is. The next run
 reads there what the last one submitted, cancels what is left of that and waits until it is gone. A job that starts
@@ -39,7 +39,7 @@ def claim(folder: Path, run: str | None, say: Callable[[str], None]) -> IO[str]:
     """The study's lock, held as long as the returned stream is open.
 
     ``run`` is the name of this run's Slurm jobs, None for a run without Slurm. Raises HoldfastError where another run
-    holds the lock, where the file system has no locks, and where jobs of a killed run cannot be ended.
+    holds the lock, where the file system has no locks, and where jobs of an earlier run cannot be ended.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,9 +70,15 @@ def claim(folder: Path, run: str | None, say: Callable[[str], None]) -> IO[str]:
     return stream
 
 
-def release(stream: IO[str]) -> None:
-    """After a run whose jobs have all ended: nothing is left to cancel."""
-    stream.truncate(0)
+def release(stream: IO[str], folder: Path, run: str | None) -> None:
+    """After a run's last job.
+
+    After Ctrl-C its jobs are being cancelled, and nothing has waited for that: as long as Slurm has one, or does not
+    say, its name stays for the next run to ask.
+    """
+    with contextlib.suppress(HoldfastError):
+        if not run or not queued(run, folder):
+            stream.truncate(0)
     stream.close()
 
 
@@ -97,7 +103,7 @@ def end_jobs(run: str, folder: Path, say: Callable[[str], None]) -> None:
     while jobs := queued(run, folder):
         if fresh := sorted(jobs - cancelled):
             say(
-                f"{folder}: {len(fresh)} Slurm jobs of a run that was killed are cancelled: {' '.join(fresh)}"
+                f"{folder}: {len(fresh)} Slurm jobs that an earlier run left are cancelled: {' '.join(fresh)}"
             )
             _slurm(folder, "scancel", *fresh)
             cancelled.update(fresh)
@@ -120,7 +126,7 @@ def _slurm(folder: Path, *command: str) -> str:
         return slurm(*command)
     except HoldfastError as error:
         raise HoldfastError(
-            f"Slurm jobs of a killed run may still write here, and {error.where} cannot say ({error.what})",
+            f"Slurm jobs of an earlier run may still write here, and {error.where} cannot say ({error.what})",
             str(folder),
             f"run it where Slurm answers, or, once they are surely over, remove {folder / LOCK}",
         ) from None

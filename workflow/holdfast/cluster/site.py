@@ -87,6 +87,14 @@ class Partition(Section):
     available_gpu_models: list[GpuType] | None = Field(default=None, description="its types of GPU")
     available_constraints: list[Word] | None = Field(default=None, description="its nodes' features")
 
+    def has(self, gpu_type: str | None, constraint: str | None) -> bool:
+        """Whether the plugin lets jobs go there that ask for this type of GPU and these features (commas between)."""
+        kinds, features = self.available_gpu_models, self.available_constraints
+        wanted = [name.strip() for name in (constraint or "").split(",") if name.strip()]
+        return (not gpu_type or not kinds or gpu_type in kinds) and (
+            not features or set(wanted) <= set(features)
+        )
+
     @property
     def longest(self) -> int:
         return minutes(self.max_runtime) if self.max_runtime else UNLIMITED
@@ -117,9 +125,14 @@ class Site(Section):
         """Why no partition takes a job of so many GPUs and so much memory; None where one does."""
         if not self.partitions:
             return None
-        most = max(p.max_gpu for p in self.partitions.values())
+        eligible = self._eligible(gpus)
+        if not eligible:
+            asked = " and ".join(filter(None, (self.gpu_type if gpus else None, self.constraint)))
+            return f"{asked}, which none of the site file's partitions lists"
+        most = max(p.max_gpu for p in eligible)
         if gpus > most:
-            return f"{gpus} GPUs on one node, where the site file's partitions have {most}"
+            of_type = f" of type {self.gpu_type}" if self.gpu_type else ""
+            return f"{gpus} GPUs{of_type} on one node, where the site file's partitions have {most}"
         if not self._taking(gpus, mem_mb):
             return f"{mem_mb} MB beside {gpus} GPUs, which none of the site file's partitions has"
         return None
@@ -144,10 +157,15 @@ class Site(Section):
         ]
         return max(found, key=lambda f: f[0] * f[1], default=(*wanted, threads))
 
+    def _eligible(self, gpus: int) -> list[Partition]:
+        """Partitions with the type of GPU, where any are asked for, and the features."""
+        kind = self.gpu_type if gpus else None
+        return [p for p in self.partitions.values() if p.has(kind, self.constraint)]
+
     def _taking(self, gpus: int, mem_mb: int) -> list[Partition]:
-        """Partitions with so many GPUs and so much memory."""
+        """Of these the ones with so many GPUs and so much memory."""
         return [
-            p for p in self.partitions.values() if p.max_gpu >= gpus and (p.max_mem_mb or UNLIMITED) >= mem_mb
+            p for p in self._eligible(gpus) if p.max_gpu >= gpus and (p.max_mem_mb or UNLIMITED) >= mem_mb
         ]
 
 

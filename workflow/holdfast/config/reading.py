@@ -20,6 +20,7 @@ from holdfast.config.study import Study
 from holdfast.config.values import Section
 from holdfast.errors import HoldfastError, first_line
 
+NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
 Location = tuple[str | int, ...]
 
 REMEDY = "mend these lines"
@@ -114,7 +115,7 @@ def unpinned(study: Study) -> Iterator[str]:
 
 
 def read_yaml(path: Path, example: str = "config/demo.yaml") -> tuple[dict[str, Any], list[Found]]:
-    """The YAML as plain data, and the keys given twice in it.
+    """The YAML as plain data, and what YAML itself would take otherwise than it is written.
 
     Raises ConfigError when there is no such file, or it is not YAML, or not a mapping.
     """
@@ -129,7 +130,7 @@ def read_yaml(path: Path, example: str = "config/demo.yaml") -> tuple[dict[str, 
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
-        found = list(given_twice(node, ())) if node else []
+        found = [*given_twice(node, ()), *sixties(node, ())] if node else []
         config = loader.construct_document(node) if node else None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -163,6 +164,18 @@ def given_twice(node: yaml.Node, where: Location) -> Iterator[Found]:
             yield (*where, name), f"given twice (lines {lines[name]} and {line})", "keep one"
         lines[name] = line
         yield from given_twice(value, (*where, name))
+
+
+def sixties(node: yaml.Node, where: Location) -> Iterator[Found]:
+    """Times without quotes: YAML reads 12:00:00 as a number to the base of sixty, 43200."""
+    if isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            yield from sixties(item, (*where, number))
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from sixties(value, (*where, str(key.value)))
+    elif node.tag in NUMBERS and ":" in node.value:
+        yield where, f"YAML reads {node.value} as a number to the base of 60", f'write "{node.value}"'
 
 
 def dotted(where: Location) -> str:

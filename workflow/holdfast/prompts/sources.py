@@ -160,8 +160,8 @@ def selected_rows(recipe: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]
 def files_named(recipe: Mapping[str, Any], column: str) -> list[str]:
     """The files that ``column`` of the selected rows names, from the folder of a source ``file:``, as far as they are
     there; none of other sources, nor of one that cannot be read: who asks the questions says what is wrong."""
-    source = recipe["source"] or ""
-    if not source.startswith("file:"):
+    source = recipe.get("source")
+    if not source or not source.startswith("file:"):
         return []
     try:
         named = [row.get(column) for _, row in selected_rows(recipe)]
