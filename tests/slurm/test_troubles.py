@@ -1,8 +1,10 @@
 """What happens to jobs on a real Slurm; the tables are always those of an undisturbed run."""
 
+import contextlib
+import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -149,27 +151,38 @@ def test_after_a_kill_the_same_command_goes_on_with_one_writer(
 def test_after_ctrl_c_what_slurm_could_not_end_yet_is_waited_for(
     cluster: Cluster, workflow: Workflow, as_undisturbed: Callable[[], None]
 ) -> None:
-    """A node that does not answer: its job is cancelled, and runs on."""
-    once(workflow, "ability", "echo $SLURMD_NODENAME > where && sleep 600")
+    """A job whose step manager does not answer: it is cancelled, and still there."""
+    once(workflow, "ability", "touch sleeping && sleep 600")
     with running(workflow, cluster) as run:
-        run.until((workflow.folder / "where").read_text, "the job")
+        run.until((workflow.folder / "sleeping").exists, "the job")
         [left] = jobs(cluster, "ability", "RUNNING")
-        node = cluster.daemons[(workflow.folder / "where").read_text().strip()]
-        node.send_signal(signal.SIGSTOP)
+        managers = [pid for pid in cluster.processes() if name_of(pid) == "slurmstepd"]
+        signal_all(managers, signal.SIGSTOP)
         try:
             run.process.send_signal(signal.SIGINT)
             assert run.ended()[0] != 0
             assert [j.state for j in jobs(cluster, "ability") if j.id == left.id] == ["COMPLETING"]
             with running(workflow, cluster) as again:
-                told = f"results/small: 1 Slurm jobs that an earlier run left are cancelled: {left.id}"
-                again.until(lambda: told in again.log.read_text(), "the wait")
+                told = "Slurm jobs that an earlier run left are cancelled: "
+                again.until(lambda: told in again.log.read_text(), "the wait", seconds=60)
+                assert left.id in again.log.read_text().partition(told)[2].splitlines()[0].split()
                 assert not begun(workflow, "ability")
-                node.send_signal(signal.SIGCONT)
+                signal_all(managers, signal.SIGCONT)
                 again.well()
         finally:
-            node.send_signal(signal.SIGCONT)
+            signal_all(managers, signal.SIGCONT)
     assert len(begun(workflow, "ability")) == 1
     as_undisturbed()
+
+
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def signal_all(pids: Iterable[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def test_a_job_that_fails_for_good_leaves_the_rest_done_and_a_gap(
