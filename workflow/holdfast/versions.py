@@ -33,7 +33,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "score": 1,
     "agreement": 1,
     "ability": 1,
-    "tables": 15,
+    "tables": 16,
     "figures": 4,
-    "report": 15,
+    "report": 16,
 }
