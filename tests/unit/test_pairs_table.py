@@ -170,7 +170,7 @@ def test_the_table_has_a_row_a_modality_and_says_what_changed(paired: Path, tmp_
 def use(low: float) -> dict[str, Any]:
     rate = {"value": low + 1, "n": IMAGE, "low": low, "high": low + 2}
     names = ("distance_blank", "distance_other", "distance_again", "score_difference", "score_blank")
-    return dict.fromkeys(names, rate) | {"refusals_use_image": low > 0}
+    return dict.fromkeys(names, rate) | {"refusals_use_image": low > 0, "one_image": 0}
 
 
 def test_a_model_whose_refusals_ignore_the_image_is_marked(paired: Path) -> None:
@@ -196,6 +196,19 @@ def test_a_model_whose_refusals_ignore_the_image_is_marked(paired: Path) -> None
     write_json(paired / MODEL / "dense/image-use.json", {"image": {"score_blank": 1}})
     with pytest.raises(HoldfastError, match=r"image-use\.json"):
         collected(paired)
+
+
+def test_where_halves_show_one_image_nothing_is_claimed(paired: Path) -> None:
+    unsaid = {"score_difference": None, "refusals_use_image": None, "one_image": IMAGE}
+    write_json(paired / MODEL / "dense/image-use.json", {"image": use(0.5) | {"one_image": 3}})
+    write_json(paired / MODEL / "wanda-50/image-use.json", {"image": use(0.5) | unsaid})
+    table = pairs_table(Numbers(collected(paired), MODEL))
+    assert table is not None
+    marks = {c: looks for c, k, m, looks, *_ in table.rows if (k, m) == ("as-is", "image")}
+    assert marks == {"dense": "yes", "wanda-50": "not measurable", "rtn-4": "–"}
+    assert any(f.endswith("not measurable: wanda-50, image.") for f in table.findings)
+    assert not any("ignore the image" in f for f in table.findings)
+    assert any(f.startswith("3 image pairs with one image") for f in table.findings)
 
 
 def test_hidden_flips_are_told(paired: Path) -> None:

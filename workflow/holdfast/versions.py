@@ -18,7 +18,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "compare": 5,
     "transfer": 2,
     "mediate": 3,
-    "image-use": 2,
+    "image-use": 3,
     "draw": 1,
     "modalities": 1,
     "edit": 5,
