@@ -1,5 +1,6 @@
 """The claims of study L, decided from results whose every number is known."""
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -138,6 +139,8 @@ def test_an_edit_is_not_judged_without_every_control_of_the_study(results: Path,
     (results / MODEL / "wanda-50" / first / "verdicts/attack.jsonl").unlink()
     told = f"wanda-50/aird: not decided (missing beside it: {first}); rtn-4/aird: nothing lost"
     assert third_claim(results, cells) == ("not decided", told)
+    edit = repairs(Numbers(collect(results, cells, JUDGES), MODEL))[0]
+    assert (edit.method, math.isnan(edit.p_control)) == ("aird", True)
     (results / MODEL / "wanda-50" / first / "checkpoint/edit.json").unlink()
     assert third_claim(results, cells)[0] == "not decided"
 
