@@ -120,7 +120,9 @@ def _qwen(config_class: Any, processor_class: Any, sections: list[int], **vision
         vision_end_token_id=ids["<|vision_end|>"],
         dtype="float32",
     )
-    images = Qwen2VLImageProcessorPil(min_pixels=16 * 16, max_pixels=32 * 32, merge_size=2, **cut)
+    # Large enough for 2 × 3 tokens: after smaller pictures positions by rows and columns are the plain count, and a
+    # confusion of the two would not show.
+    images = Qwen2VLImageProcessorPil(min_pixels=16 * 16, max_pixels=64 * 64, merge_size=2, **cut)
     return config, for_images(processor_class)(images, tokenizer)
 
 

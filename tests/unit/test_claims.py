@@ -1,5 +1,6 @@
 """The claims of study L, decided from results whose every number is known."""
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -7,9 +8,11 @@ import pytest
 from holdfast.files import read_json, write_json, write_jsonl
 from holdfast.report.claims import ablation, addition, claims
 from holdfast.report.collect import collect
+from holdfast.report.findings import repair_findings
 from holdfast.report.numbers import Numbers
+from holdfast.report.repairs import repairs
 from holdfast.report.tables import write_tables
-from written_results import CELLS, JUDGES, MODEL, write_cell, write_compression
+from written_results import CELLS, JUDGES, MODEL, write_cell, write_compression, write_edit
 
 
 def test_claims_follow_the_numbers(results: Path) -> None:
@@ -124,6 +127,41 @@ def test_an_edit_without_a_control_neither_supports_nor_blocks(results: Path) ->
     )
     cells = [c for c in CELLS if c[2] != "random-edit"]
     assert third_claim(results, cells)[0] == "not decided"
+
+
+@pytest.mark.parametrize("first", ["random-edit", "random-0"])
+def test_an_edit_is_not_judged_without_every_control_of_the_study(results: Path, first: str) -> None:
+    """Answers of one control are not there, whichever stands first; the other is beaten."""
+    write_edit(results / MODEL / "wanda-50/random-0", "random")
+    cells = [*CELLS[:1], (MODEL, "wanda-50", "random-0"), *CELLS[1:]]
+    write_cell(results / MODEL / "wanda-50/random-0", refused=7, over=1)
+    assert third_claim(results, cells)[0] == "supported"
+    (results / MODEL / "wanda-50" / first / "verdicts/attack.jsonl").unlink()
+    told = f"wanda-50/aird: not decided (missing beside it: {first}); rtn-4/aird: nothing lost"
+    assert third_claim(results, cells) == ("not decided", told)
+    edit = repairs(Numbers(collect(results, cells, JUDGES), MODEL))[0]
+    assert (edit.method, math.isnan(edit.p_control)) == ("aird", True)
+    (results / MODEL / "wanda-50" / first / "checkpoint/edit.json").unlink()
+    assert third_claim(results, cells)[0] == "not decided"
+
+
+def test_an_edit_is_not_judged_where_its_only_control_has_no_answers(results: Path) -> None:
+    (results / MODEL / "wanda-50/random-edit/verdicts/attack.jsonl").unlink()
+    assert third_claim(results)[0] == "not decided"
+    numbers = Numbers(collect(results, CELLS, JUDGES), MODEL)
+    assert not any(edit.lowers for edit in repairs(numbers))
+    assert "AIRD in wanda-50: missing beside it: random-edit." in repair_findings(numbers)
+
+
+def test_of_several_controls_the_hardest_to_beat_counts(results: Path) -> None:
+    """The second control is one prompt behind the edit: fewer, and not beyond chance."""
+    write_edit(results / MODEL / "wanda-50/random-2", "random")
+    write_cell(results / MODEL / "wanda-50/random-2", refused=17, over=1)
+    cells = [*CELLS, (MODEL, "wanda-50", "random-2")]
+    assert third_claim(results, cells) == (
+        "not decided",
+        "wanda-50/aird: not decided; rtn-4/aird: nothing lost",
+    )
 
 
 @pytest.mark.parametrize(("boolq", "verdict"), [(0.58, "supported"), (0.575, "not decided")])

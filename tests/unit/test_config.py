@@ -143,7 +143,7 @@ def test_pairs_are_optional(load: Callable, study: Study) -> None:
         "sources": {},
         "version": 2,
     }
-    assert given.recipe("image-use") == {"seed": given.seed, "version": 2}
+    assert given.recipe("image-use") == {"seed": given.seed, "version": 3}
     with pytest.raises(KeyError):
         study.recipe("pairs")
 

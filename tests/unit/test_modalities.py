@@ -1,18 +1,26 @@
 """Directions found on text and on images: planted as one, planted apart, and what cannot be compared."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.errors import HoldfastError
-from holdfast.files import read_json, read_jsonl, write_jsonl
-from holdfast.refusal.comparison import everything
+from holdfast.files import read_json, read_jsonl, write_json, write_jsonl
+from holdfast.prompts.images import read_instructions
+from holdfast.refusal.activations import block_inputs, load_activations
+from holdfast.refusal.comparison import at, everything
 from holdfast.refusal.direction import load_direction
 from holdfast.refusal.modalities import modalities
 from holdfast.refusal.modality_cosines import KINDS, Seen, aligned, shuffled_products
+from holdfast.refusal.nulls import Pair, difference
+from holdfast.refusal.transfer import chance_differences
 from planted import studied
+from safetensors.torch import load_file
+from torch.nn.functional import cosine_similarity
 from vlms import planted_llava, shown_as
 
 SHOWN = ("text", "image", "typographic")
@@ -89,6 +97,64 @@ def test_beside_the_dense_model_and_on_its_own_place(one: Made, tmp_path: Path) 
     assert read_json(tmp_path / "dense/modalities.json")["to_dense"] is None
     record = read_json(tmp_path / "again/provenance.json")
     assert (record["stage"], len(record["inputs"])) == ("modalities", 6)
+
+
+def test_numbers_are_brute_force_and_the_dense_model_is_met_at_its_own_place(
+    one: Made, tmp_path: Path
+) -> None:
+    """The dense model's direction at a token before: the same model there agrees with itself."""
+    there = studied(one.model, tmp_path / "there", positions=[-2], layers=[1])
+    given = {"direction_dir": there["direction"], "activations_dir": there["activations"]}
+    at = one.run(tmp_path / "dense", **given)["chosen"]
+    found = one.run(tmp_path / "out", dense=tmp_path / "dense")
+    assert [(of["layer"], of["position"]) for of in (at, found["chosen"])] == [(1, -2), (1, -1)]
+    model, tokenizer = load_model(one.model), load_tokenizer(one.model)
+    records = read_jsonl(one.prompts)
+    inputs = block_inputs(model, tokenizer, read_instructions(one.prompts, one.model), {}, batch_size=1)
+    harmful = torch.tensor([r["label"] == "harmful" for r in records])
+    means = {}
+    for modality in SHOWN:
+        of = torch.tensor([r["modality"] == modality for r in records])
+        means[modality] = [inputs[of & kind].double().mean(0) for kind in (harmful, ~harmful)]
+        own = load_direction(tmp_path / "out" / modality)
+        difference = means[modality][0] - means[modality][1]
+        assert torch.allclose(own.difference.double(), difference[-1, 1], atol=1e-5)
+        dense = load_direction(tmp_path / "dense" / modality)
+        assert torch.allclose(dense.difference.double(), difference[-2, 1], atol=1e-5)
+        assert torch.allclose(own.harmless.double(), means[modality][1][-1], atol=1e-5)
+        assert found["to_dense"][modality]["cosine"]["value"] == pytest.approx(1, abs=1e-5)
+    text, image = (means[m][0] - means[m][1] for m in ("text", "image"))
+    expected = cosine_similarity(text[-1, 1], image[-1, 1], dim=0).item()
+    assert found["between"]["text-image"]["cosine"]["value"] == pytest.approx(expected, abs=1e-5)
+    assert cosine_similarity(text[-1, 1], text[-2, 1], dim=0).item() < 0.99  # the places are told apart
+
+
+def test_what_the_refusal_direction_was_found_in_is_the_prompts_that_it_kept(
+    one: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cosines are of those alone; nulls scatter as the modality does, and shuffle what the direction was found in."""
+    folder = tmp_path / "direction"
+    shutil.copytree(one.folders["direction"], folder)
+    rows = {"harmful": [0, 2, 3, 5, 7], "harmless": [1, 2, 4, 6]}
+    write_json(folder / "direction.json", read_json(folder / "direction.json") | {"train_rows": rows})
+    drawn: list[tuple[Pair, Pair]] = []
+
+    def counted(chosen: Any, receiving: Pair, giving: Pair, *rest: Any) -> Any:
+        drawn.append((receiving, giving))
+        return chance_differences(chosen, receiving, giving, *rest)
+
+    monkeypatch.setattr("holdfast.refusal.modalities.chance_differences", counted)
+    found = one.run(tmp_path / "out", direction_dir=folder)
+    cached = at(load_activations(one.folders["activations"])[0], -1, 1)
+    kept = cached[0][rows["harmful"]], cached[1][rows["harmless"]]
+    inputs = load_file(tmp_path / "out/activations.safetensors")
+    for modality, (receiving, giving) in zip(SHOWN, drawn, strict=True):
+        own = inputs[f"{modality}.harmful"], inputs[f"{modality}.harmless"]
+        expected = cosine_similarity(difference(kept), difference(own), dim=0).item()
+        assert found["to_chosen"][modality]["cosine"]["value"] == pytest.approx(expected, abs=1e-6)
+        for number in (0, 1):
+            assert torch.equal(receiving[number], own[number])
+            assert torch.equal(giving[number], kept[number])
 
 
 def test_prompts_without_content_are_other_prompts(one: Made, tmp_path: Path) -> None:

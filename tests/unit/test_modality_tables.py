@@ -1,5 +1,6 @@
 """Directions by modality in the report, and whether an edit along one found on text repairs refusals of images."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ from holdfast.errors import HoldfastError
 from holdfast.files import read_json, write_json, write_jsonl
 from holdfast.report.collect import MEASURES, collect
 from holdfast.report.numbers import Numbers
+from holdfast.report.pair_repairs import pair_repairs
 from holdfast.report.tables import model_tables
 from holdfast.report.tables.modalities import modality_tables
 from holdfast.report.tables.pairs import pairs_table
 from holdfast.statistics import mcnemar_exact
-from written_results import CELLS, JUDGES, MODEL, row
+from written_results import CELLS, JUDGES, MODEL, row, write_edit
 
 BOTH = ("text", "image")
 TEXT, IMAGE = 12, 8  # pairs
@@ -178,3 +180,111 @@ def test_what_is_recovered_is_missing_where_little_was_lost(results: Path) -> No
     frame = collect(results, CELLS, JUDGES, paired=True)
     assert row(frame, "wanda-50", "aird", "pair_repair_recovered[image]").n == IMAGE
     assert numbers.get("wanda-50", "aird", "pair_repair_recovered[text]").n == 0
+
+
+def controlled_twice(results: Path, second: set[int]) -> Path:
+    """Images come back by the edit and not by its control; a second control refuses as said. Its verdicts."""
+    everything = set(range(TEXT + IMAGE))
+    write_pairs(results, everything, set(range(TEXT)))
+    write_edit(results / MODEL / "wanda-50/random-2", "random")
+    file = results / MODEL / "wanda-50/random-2/pairs/verdicts/pairs.jsonl"
+    write_jsonl(file, said(second))
+    return file
+
+
+def told_of_images(results: Path, cells: list[tuple[str, str, str]] = CELLS) -> str:
+    return repair_lines(Numbers(collect(results, cells, JUDGES, paired=True), MODEL))["image"]
+
+
+TWO_CONTROLS = [*CELLS, (MODEL, "wanda-50", "random-2")]
+MISSING = "? Not decided: wanda-50 / aird: not decided (missing beside it: {}), 100 %"
+
+
+def test_a_control_without_answers_supports_nothing(results: Path) -> None:
+    """Its edit is there and its answers are not, as after a run in which that job failed."""
+    write_pairs(results, set(range(TEXT + IMAGE)), set(range(TEXT)))
+    (results / MODEL / "wanda-50/random-edit/pairs/verdicts/pairs.jsonl").unlink()
+    assert MISSING.format("random-edit") in told_of_images(results)
+
+
+def test_every_control_of_the_study_has_to_have_answers(results: Path) -> None:
+    file = controlled_twice(results, set(range(TEXT)))
+    assert "? Supported: wanda-50 / aird: supported, 100 %" in told_of_images(results, TWO_CONTROLS)
+    file.unlink()
+    assert MISSING.format("random-2") in told_of_images(results, TWO_CONTROLS)
+
+
+@pytest.mark.parametrize("gone", [["wanda-50"], ["wanda-50", "rtn-4"]])
+def test_a_control_without_a_record_supports_nothing(results: Path, gone: list[str]) -> None:
+    """Whether it is a control is known from another compression, or not at all."""
+    write_pairs(results, set(range(TEXT + IMAGE)), set(range(TEXT)))
+    for compression in gone:
+        (results / MODEL / compression / "random-edit/checkpoint/edit.json").unlink()
+    assert MISSING.format("random-edit") in told_of_images(results)
+
+
+def test_a_fall_needs_no_control(results: Path) -> None:
+    """One counterexample contradicts, whatever is missing: the edit takes the seven texts that were left of twelve."""
+    write_pairs(results, set(), set())
+    lost = set(range(TEXT)) - set(range(5))
+    write_jsonl(results / MODEL / "wanda-50/as-is/pairs/verdicts/pairs.jsonl", said(lost))
+    (results / MODEL / "wanda-50/random-edit/pairs/verdicts/pairs.jsonl").unlink()
+    line = repair_lines(Numbers(collect(results, CELLS, JUDGES, paired=True), MODEL))["text"]
+    assert "? Contradicted: wanda-50 / aird: contradicted, " in line
+
+
+def test_of_several_controls_the_hardest_to_beat_counts(results: Path) -> None:
+    """The edit gives one more back than the second control: more, and not beyond chance."""
+    controlled_twice(results, set(range(TEXT + IMAGE)) - {TEXT})
+    assert "? Not decided: wanda-50 / aird: not decided, 100 %" in told_of_images(results, TWO_CONTROLS)
+    frame = collect(results, TWO_CONTROLS, JUDGES, paired=True)
+    assert row(frame, "wanda-50", "aird", "pair_repair_p_control[image]").value == mcnemar_exact(1, 0)
+
+
+def test_a_control_that_gives_as_much_back_by_mcnemar_decides_nothing(results: Path) -> None:
+    """More than the control, and not beyond chance; p against as-is alone would do."""
+    everything = set(range(TEXT + IMAGE))
+    line = repair_lines(write_pairs(results, everything, everything - {TEXT}))["image"]
+    assert "? Not decided: wanda-50 / aird: not decided, 100 %" in line
+
+
+def test_refusals_in_gibberish_do_not_come_back(results: Path) -> None:
+    write_pairs(results, set(), set(range(TEXT)))
+    file = results / MODEL / "wanda-50/aird/pairs/verdicts/pairs.jsonl"
+    write_jsonl(file, [v | {"degenerate": True} for v in said(set(range(TEXT + IMAGE)))])
+    frame = collect(results, CELLS, JUDGES, paired=True)
+    assert row(frame, "wanda-50", "aird", "pair_repair_recovered[image]").value == 0
+    assert row(frame, "wanda-50", "aird", "pair_repair_p[image]").value == 1
+    assert row(frame, "wanda-50", "aird", "pair_repair_p[text]").value == mcnemar_exact(0, TEXT)
+
+
+def test_discrimination_has_to_rise_beyond_its_interval(results: Path) -> None:
+    """Three of eight pairs told apart where none were: intervals overlap."""
+    everything, text = set(range(TEXT + IMAGE)), set(range(TEXT))
+    write_pairs(results, everything, text)
+    file = results / MODEL / "wanda-50/aird/pairs/verdicts/pairs.jsonl"
+    write_jsonl(file, said(everything, over_refused=set(range(TEXT, TEXT + 5))))
+    assert "? Not decided: wanda-50 / aird: not decided, 100 %" in told_of_images(results)
+
+
+def test_a_share_below_a_half_contradicts_with_its_whole_interval_only(results: Path) -> None:
+    text = set(range(TEXT))
+    numbers = write_pairs(results, text | {TEXT, TEXT + 1, TEXT + 2}, text)
+    back = numbers.get("wanda-50", "aird", "pair_repair_recovered[image]")
+    assert back.value < 0.5 < back.high
+    assert "? Not decided: wanda-50 / aird: not decided, 38 %" in repair_lines(numbers)["image"]
+
+
+def test_holm_runs_over_the_edits_that_were_made(results: Path) -> None:
+    """Two modalities of wanda-50; where the weights are as they were there is no test."""
+    everything, text = set(range(TEXT + IMAGE)), set(range(TEXT))
+    write_pairs(results, everything, text)
+    for method in ("as-is", "aird", "random-edit"):
+        write_jsonl(results / MODEL / "rtn-4" / method / "pairs/verdicts/pairs.jsonl", said(text))
+    file = results / MODEL / "rtn-4/aird/checkpoint/edit.json"
+    write_json(file, read_json(file) | {"alpha": 0.0})
+    rows = pair_repairs(Numbers(collect(results, CELLS, JUDGES, paired=True), MODEL), list(BOTH))
+    p = {(r.compression, r.modality): (r.p, r.p_control) for r in rows}
+    assert len(p) == 4
+    assert p["wanda-50", "image"] == (2 * mcnemar_exact(IMAGE, 0),) * 2
+    assert all(math.isnan(value) for value in p["rtn-4", "image"])

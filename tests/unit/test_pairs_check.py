@@ -247,6 +247,21 @@ def test_overlap_with_what_is_learnt_on(learnt: str, told: str, folder: Path) ->
     assert f"{folder}: {told}" in caught.value.mistakes
 
 
+@pytest.mark.parametrize(("over", "caught"), [(0, False), (1, True)])
+def test_halves_are_far_apart_beyond_three_fifths_of_their_words(
+    over: int, caught: bool, folder: Path
+) -> None:
+    """Of twenty words of the harmful half twelve are replaced, or one more."""
+    words, count = [f"word{i}" for i in range(20)], 12 + over
+    replaced = [f"other{i}" for i in range(count)] + words[count:]
+    spoil(folder, put(TEXT, "harmful", text=" ".join(words)))
+    spoil(folder, put(TEXT, "benign", text=" ".join(replaced)))
+    told = f"text-001: edit distance {count / 20:.2f} between the halves, at most 0.6 is allowed"
+    with pytest.raises(DefectiveError) as found:  # neither half is the benchmark's, to begin with
+        check(folder, {})
+    assert any(told in mistake for mistake in found.value.mistakes) is caught
+
+
 def test_overlap_of_what_is_drawn(folder: Path) -> None:
     drawn = half(read_jsonl(folder / "pairs.jsonl"), PAGE, "benign")["drawn"]
     with pytest.raises(DefectiveError, match=r"typographic-01-benign shares .* words in a row with mine"):

@@ -60,6 +60,9 @@ def test_mossbench(tmp_path: Path) -> None:
         r for r in manifest if r["contrast_same_image"] == "True" and r["image"].startswith("images/")
     ]
     assert len(records) == 2 * len(expected)
+    for label, name in (("benign", "information"), ("harmful", "information_contrast")):
+        asked = {e["question"] for e in json.loads((SHARED / f"mossbench/{name}.json").read_text()).values()}
+        assert {r["text"] for r in records if r["label"] == label} <= asked, label
     for harmful, benign in zip(records[::2], records[1::2], strict=True):
         assert harmful["images"][0]["sha256"] == benign["images"][0]["sha256"]
         assert harmful["text"] != benign["text"]

@@ -108,6 +108,15 @@ def test_changes_from_the_dense_model_are_counted_both_ways(paired: Path) -> Non
     assert not any(m.startswith("pair_") and "_change[" in m for m in of_dense)
 
 
+def test_a_benign_half_in_gibberish_is_not_told_apart(paired: Path) -> None:
+    file = paired / MODEL / "wanda-50/as-is/pairs/verdicts/pairs.jsonl"
+    write_jsonl(
+        file, [v | {"degenerate": v["degenerate"] or v["id"] == "benign-10"} for v in read_jsonl(file)]
+    )
+    found = row(collected(paired), "wanda-50", "as-is", "pair_discrimination[text]")
+    assert numbers(found) == tuple(wilson(2, TEXT))  # 1 and 11; 10 is refused where harmful
+
+
 def test_pairs_that_show_the_same_in_several_ways_are_not_summed_up(paired: Path) -> None:
     """A pair of each modality has the content of one of another: no independent pairs."""
     halves = [h | {"content": f"word {int(h['pair'].partition('-')[2]) % TEXT}"} for h in HALVES]
@@ -146,7 +155,8 @@ def test_the_table_has_a_row_a_modality_and_says_what_changed(paired: Path, tmp_
     assert change.startswith("−50.0 [")
     # By Holm over the two modalities of the one cell that was measured.
     assert p == f"{2 * mcnemar_exact(2, 8):.3f}"
-    assert rows["wanda-50", "as-is", "all"][-2] == "9 / 2"
+    # All modalities together are no further test of other data: a family of its own.
+    assert rows["wanda-50", "as-is", "all"][-2:] == ["9 / 2", f"{mcnemar_exact(2, 9):.3f}"]
     assert rows["dense", "as-is", "text"][-3:] == ["–"] * 3
     assert set(rows["rtn-4", "as-is", "text"]) == {"–"}
     printed = terminal_tables(frame)
@@ -160,7 +170,7 @@ def test_the_table_has_a_row_a_modality_and_says_what_changed(paired: Path, tmp_
 def use(low: float) -> dict[str, Any]:
     rate = {"value": low + 1, "n": IMAGE, "low": low, "high": low + 2}
     names = ("distance_blank", "distance_other", "distance_again", "score_difference", "score_blank")
-    return dict.fromkeys(names, rate) | {"refusals_use_image": low > 0}
+    return dict.fromkeys(names, rate) | {"refusals_use_image": low > 0, "one_image": 0}
 
 
 def test_a_model_whose_refusals_ignore_the_image_is_marked(paired: Path) -> None:
@@ -186,6 +196,19 @@ def test_a_model_whose_refusals_ignore_the_image_is_marked(paired: Path) -> None
     write_json(paired / MODEL / "dense/image-use.json", {"image": {"score_blank": 1}})
     with pytest.raises(HoldfastError, match=r"image-use\.json"):
         collected(paired)
+
+
+def test_where_halves_show_one_image_nothing_is_claimed(paired: Path) -> None:
+    unsaid = {"score_difference": None, "refusals_use_image": None, "one_image": IMAGE}
+    write_json(paired / MODEL / "dense/image-use.json", {"image": use(0.5) | {"one_image": 3}})
+    write_json(paired / MODEL / "wanda-50/image-use.json", {"image": use(0.5) | unsaid})
+    table = pairs_table(Numbers(collected(paired), MODEL))
+    assert table is not None
+    marks = {c: looks for c, k, m, looks, *_ in table.rows if (k, m) == ("as-is", "image")}
+    assert marks == {"dense": "yes", "wanda-50": "not measurable", "rtn-4": "–"}
+    assert any(f.endswith("not measurable: wanda-50, image.") for f in table.findings)
+    assert not any("ignore the image" in f for f in table.findings)
+    assert any(f.startswith("3 image pairs with one image") for f in table.findings)
 
 
 def test_hidden_flips_are_told(paired: Path) -> None:

@@ -18,7 +18,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "compare": 5,
     "transfer": 2,
     "mediate": 3,
-    "image-use": 2,
+    "image-use": 3,
     "draw": 1,
     "modalities": 1,
     "edit": 5,
@@ -33,7 +33,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "score": 1,
     "agreement": 1,
     "ability": 1,
-    "tables": 15,
+    "tables": 16,
     "figures": 4,
-    "report": 15,
+    "report": 16,
 }

@@ -12,7 +12,7 @@ from holdfast.report.mediations import Mediation, mediations
 from holdfast.report.numbers import Numbers
 from holdfast.report.repairs import SIGNIFICANT, Repair, beside_as_is, beside_controls, repairs
 from holdfast.report.transfers import transfers
-from holdfast.report.wording import count, names, percent, signed
+from holdfast.report.wording import count, missing_beside, names, percent, signed
 from holdfast.statistics import holm
 
 OVER_REFUSAL_POINTS = 5.0
@@ -189,7 +189,10 @@ def repair_findings(numbers: Numbers) -> list[str]:
                 f"{count(compared, 'compression')} (Holm-corrected McNemar p < {SIGNIFICANT} against as-is "
                 f"and against the control){names(lowered)}."
             )
-        alone = [r.compression for r in judged if r not in compared]
+        for r in judged:
+            if r.missing_controls:
+                found.append(f"{label} in {r.compression}: {missing_beside(r.missing_controls)}.")
+        alone = [r.compression for r in judged if not r.control and not r.missing_controls]
         if alone:
             found.append(f"{label} has no random control to compare with in: {', '.join(alone)}.")
         worse = [r.compression for r in judged if r.raises]

@@ -62,6 +62,26 @@ class Numbers:
         named = {m for c, k, m in self._rates if k == method}
         return [k for c, k in self.cells if c == compression and f"mcnemar_p[{k}]" in named]
 
+    def missing_controls(self, compression: str, method: str, measure: str) -> list[str]:
+        """Of the controls that the study has for an edit, those without a record or a value of ``measure`` here.
+
+        An edit of which no compression has a record may be a control, and is counted as one.
+        """
+        known, unknown = self.controls(compression, method), self._unrecorded() - {method}
+        return [
+            k
+            for c, k in self.cells
+            if c == compression and (k in unknown or (k in known and not self._usable(c, k, measure)))
+        ]
+
+    def _usable(self, compression: str, control: str, measure: str) -> bool:
+        recorded = not math.isnan(self.get(compression, control, "edit_random").value)
+        return recorded and self.get(compression, control, measure).n > 0
+
+    def _unrecorded(self) -> set[str]:
+        told = {k for c, k in self.cells if self.get(c, k, "edit_random").value in (0, 1)}
+        return self.edit_methods - told
+
     def compressed(self) -> list[str]:
         return [c for c in self.compressions if c != DENSE]
 

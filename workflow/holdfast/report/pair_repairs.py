@@ -7,7 +7,7 @@ from holdfast.config.cells import AS_IS
 from holdfast.report.claims import overall
 from holdfast.report.numbers import Numbers
 from holdfast.report.repairs import SIGNIFICANT
-from holdfast.report.wording import p_value, share
+from holdfast.report.wording import missing_beside, p_value, share
 from holdfast.statistics import holm
 
 GENUINE = "pair_genuine_refusal"
@@ -47,25 +47,38 @@ def verdict(numbers: Numbers, row: PairRepair) -> str:
     refusals fall (the same test), or, without that rise, the interval of the share that comes back lies below a half.
 
     ``no edit``: the search left the weights as they were. ``nothing lost``: the interval of the paired difference from
-    the dense model does not lie below 0.
+    the dense model does not lie below 0. ``no control``: the study has none. Where it has one without answers, nothing
+    but a fall is decided.
     """
     c, k, m = row.compression, row.method, row.modality
     if not numbers.get(c, AS_IS, f"{GENUINE}_change[{m}]").high < 0:
         return "nothing lost"
     if numbers.unedited(c, k):
         return "no edit"
-    controls = numbers.controls(c, k)
     before, after = (numbers.get(c, name, f"{GENUINE}[{m}]").value for name in (AS_IS, k))
     if row.p < SIGNIFICANT and after < before:
         return "contradicted"
+    if missing_controls(numbers, row):
+        return "not decided"
+    controls = numbers.controls(c, k)
     if not controls:
         return "no control"
-    beside = [numbers.get(c, name, f"{GENUINE}[{m}]").value for name in controls]
-    if after > max(before, *beside) and max(row.p, row.p_control) < SIGNIFICANT:
+    return _beside_controls(numbers, row, controls)
+
+
+def _beside_controls(numbers: Numbers, row: PairRepair, controls: list[str]) -> str:
+    c, k, m = row.compression, row.method, row.modality
+    before, after, *beside = (numbers.get(c, name, f"{GENUINE}[{m}]").value for name in (AS_IS, k, *controls))
+    if after > max(before, *beside) and row.p < SIGNIFICANT and row.p_control < SIGNIFICANT:
         tells, told = (numbers.get(c, name, f"pair_discrimination[{m}]") for name in (k, AS_IS))
         return "supported" if tells.low > told.high else "not decided"
     back = numbers.get(c, k, f"pair_repair_recovered[{m}]")
     return "contradicted" if back.high < HALF else "not decided"
+
+
+def missing_controls(numbers: Numbers, row: PairRepair) -> list[str]:
+    """The random controls that the study has for an edit and that say nothing of pairs of this modality."""
+    return numbers.missing_controls(row.compression, row.method, f"{GENUINE}[{row.modality}]")
 
 
 def pair_repair_findings(numbers: Numbers, modalities: list[str]) -> list[str]:
@@ -85,6 +98,8 @@ def pair_repair_findings(numbers: Numbers, modalities: list[str]) -> list[str]:
 
 def _told(numbers: Numbers, row: PairRepair, said: str) -> str:
     name = f"{row.compression} / {row.method}: {said}"
+    if said == "not decided" and (without := missing_controls(numbers, row)):
+        name += f" ({missing_beside(without)})"
     if said in ("nothing lost", "no edit"):
         return name
     back = numbers.get(row.compression, row.method, f"pair_repair_recovered[{row.modality}]")

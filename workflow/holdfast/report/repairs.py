@@ -19,14 +19,17 @@ class Repair:
     before: Rate
     after: Rate
     control: list[Rate]
+    missing_controls: list[str]  # those that the study has, without record or answers
     p: float
     p_control: float
 
     @property
     def lowers(self) -> bool:
-        """ASR is lower than as-is and than every control, both by McNemar after Holm."""
-        below = self.after.value < min([self.before.value, *(c.value for c in self.control)])
-        return bool(self.control) and below and max(self.p, self.p_control) < SIGNIFICANT
+        """ASR is lower than as-is and than every control that the study has, both by McNemar after Holm."""
+        if not self.control or self.missing_controls:
+            return False
+        below = all(self.after.value < rate.value for rate in (self.before, *self.control))
+        return below and self.p < SIGNIFICANT and self.p_control < SIGNIFICANT
 
     @property
     def raises(self) -> bool:
@@ -48,6 +51,7 @@ def repairs(numbers: Numbers) -> list[Repair]:
                 numbers.get(compression, r, "attack_success_rate")
                 for r in numbers.controls(compression, method)
             ],
+            numbers.missing_controls(compression, method, "attack_success_rate"),
             p,
             p_control,
         )
@@ -82,8 +86,7 @@ def _rivals(numbers: Numbers) -> list[tuple[str, str]]:
 
 
 def _weakest(numbers: Numbers, compression: str, method: str) -> float:
-    """Against several controls the weakest comparison counts: the largest p, NaN without one."""
+    """Against several controls the weakest comparison counts: the largest p; NaN without one or with one missing."""
     controls = numbers.controls(compression, method)
-    return max(
-        (numbers.get(compression, method, f"mcnemar_p[{r}]").value for r in controls), default=math.nan
-    )
+    p = [numbers.get(compression, method, f"mcnemar_p[{r}]").value for r in controls]
+    return math.nan if any(map(math.isnan, p)) else max(p, default=math.nan)

@@ -29,6 +29,10 @@ def names(names: list[str]) -> str:
     return f": {', '.join(names)}" if names else ""
 
 
+def missing_beside(controls: list[str]) -> str:
+    return f"missing beside it: {', '.join(controls)}"
+
+
 def share(rate: Rate, usual_n: int = 0) -> str:
     """``12 % [7, 20]``, ``−5 % [−12, 3]``; its n is added where it is not the usual one of the table."""
     if math.isnan(rate.value):

@@ -44,7 +44,8 @@ MEASURES = {
     "method gives back: (method − as-is) / (dense − as-is), same pairs; bootstrap over them; "
     f"empty where fewer than {LOST} were lost",
     "pair_repair_p[MODALITY]": "exact McNemar p of the method's genuine refusals against as-is, same pairs",
-    "pair_repair_p_control[MODALITY]": "the same against the method that is its control; of several the largest",
+    "pair_repair_p_control[MODALITY]": "the same against the method that is its control; of several the largest, "
+    "empty where one has no answers",
 } | {
     f"{name}_{kind}[MODALITY]": told.format(name, "pairs")
     for name in COMPARED
@@ -137,10 +138,14 @@ def repaired(
         rates |= {
             f"pair_repair_recovered[{modality}]": _recovered(dense, before, after),
             f"pair_repair_p[{modality}]": p[0],
-            # Of several controls the weakest comparison counts.
-            f"pair_repair_p_control[{modality}]": max(p[1:], key=lambda rate: rate.value, default=NOTHING),
+            f"pair_repair_p_control[{modality}]": _weakest(p[1:]),
         }
     return rates
+
+
+def _weakest(p: Sequence[Rate]) -> Rate:
+    """Of several controls the weakest comparison counts; missing without one, and where one has no answers."""
+    return max(p, key=lambda rate: rate.value) if p and all(rate.n for rate in p) else NOTHING
 
 
 def _recovered(dense: dict[Pair, bool], before: dict[Pair, bool], after: dict[Pair, bool]) -> Rate:
