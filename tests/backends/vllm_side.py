@@ -1,10 +1,12 @@
 """Stages by vLLM, run by vLLM's own interpreter: python vllm_side.py REQUEST.json ANSWER.json
 
 REQUEST: ``[[the arguments of `holdfast`, …], …]``. ANSWER: of each, ``{"prompts": [[token id, …], …], "cached": n}``,
-what vLLM was given, and how many tokens of it were taken from the prefix cache; or ``{"error": message}``.
+what vLLM was given, and how many tokens of it were taken from the prefix cache; or ``{"error": message}``. With
+ENGINE_STEP it reads so many tokens at a time.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ started = Vllm.started
 
 def watched(self: Vllm) -> Any:
     """The engine, whose outputs say what it was asked."""
+    if "ENGINE_STEP" in os.environ:
+        self.options["max_num_batched_tokens"] = int(os.environ["ENGINE_STEP"])
     engine = started(self)
     step = engine.step
 

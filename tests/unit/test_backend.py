@@ -176,6 +176,26 @@ def test_a_steered_cell_keeps_the_whole_study_with_transformers(load: Load, envi
     assert chosen.reason == "auto: one/wanda-40/steer: it is steered at run time"
 
 
+def drawing(name: str, temperature: float) -> dict[str, Any]:
+    config = asking(name)
+    config["evaluate"]["attacks"] = {"drawn": {"temperature": temperature}}
+    return config
+
+
+def test_a_temperature_that_vllm_does_not_draw_at_is_told_before_the_run(
+    load: Load, environments: Path
+) -> None:
+    for temperature in (0.01, 2.0):
+        chosen = settled(load(drawing("vllm", temperature)), Path("results"), environments)
+        assert chosen.backend == "vllm"
+    why = "evaluate.attacks.drawn: vLLM draws at temperatures from 0.01 to 2"
+    for temperature in (0.001, 2.5):
+        with pytest.raises(HoldfastError, match=rf"cannot answer in {why}; use transformers .*, or auto$"):
+            settled(load(drawing("vllm", temperature)), Path("results"), environments)
+        chosen = settled(load(drawing("auto", temperature)), Path("results"), environments)
+        assert chosen == Choice("transformers", None, f"auto: {why}")
+
+
 def test_the_backend_stands_in_every_recipe_of_answers(load: Load) -> None:
     config = asking("auto")
     config["evaluate"] |= {"judge_models": {"guard": {"judge": "wildguard", "source": "hub:a/b@c"}}}

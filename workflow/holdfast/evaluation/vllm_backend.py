@@ -15,6 +15,7 @@ import psutil
 import torch
 from transformers import GenerationConfig
 
+from holdfast.config.backend import DRAWS_AT, draws_at
 from holdfast.errors import HoldfastError, first_line
 from holdfast.evaluation.generation import Answered, Asked, Completion, cut
 from holdfast.evaluation.sampling import Sampling
@@ -52,8 +53,8 @@ class Vllm:
     CPU, as many as vLLM takes on a GPU.
 
     Raises:
-        HoldfastError: vLLM is not installed, the checkpoint is steered at run time or its weights are not whole, or
-            its generation_config.json asks for what is not passed on.
+        HoldfastError: vLLM is not installed or does not draw at this temperature, the checkpoint is steered at run time
+            or its weights are not whole, or its generation_config.json asks for what is not passed on.
     """
 
     def __init__(
@@ -65,6 +66,8 @@ class Vllm:
     ) -> None:
         if (folder / STEERING).exists():
             raise HoldfastError("vLLM does not steer at run time", str(folder), REMEDY)
+        if sampling and not draws_at(sampling.temperature):
+            raise HoldfastError(DRAWS_AT, f"temperature {sampling.temperature:g}", f"choose one, or {REMEDY}")
         weight_files(folder)
         os.environ.update({k: v for k, v in ENVIRONMENT.items() if k not in os.environ})
         try:
@@ -164,6 +167,8 @@ class Vllm:
         if not current_platform.is_cpu():
             return options
         at_a_time = min(options["max_num_seqs"] or CPU_REQUESTS, requests)
+        if self.sampling:
+            options |= whole_prompts(images)
         return options | {
             "max_num_seqs": at_a_time,
             "enforce_eager": True,
@@ -211,6 +216,16 @@ def computes_in(folder: Path, *, on_cpu: bool) -> str:
     groups = (quantization.get("config_groups") or {}).values()
     rounds_activations = any(group.get("input_activations") for group in groups)
     return own if on_cpu and rounds_activations else "float16"
+
+
+def whole_prompts(images: int) -> dict[str, Any]:
+    """EngineArgs by which vLLM reads no prompt in part, for drawn answers on a CPU.
+
+    It draws after a part too, and then winds back the request's stream, which a generator on a CPU cannot do. Prompts
+    with images it also parts where a step's budget for encoding them is spent. That is as large as the one for tokens:
+    it holds whatever a step reads, but for images that are encoded anew while the prefix cache has their tokens.
+    """
+    return {"enable_chunked_prefill": False, "enable_prefix_caching": images == 0}
 
 
 def cpu_groups() -> int:
