@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from holdfast.checkpoints import placement
 from holdfast.cluster.needs import FIXED, Asked, Requests
 from holdfast.cluster.rates import shipped
 from holdfast.cluster.site import SMALLEST_GPU_GB, Site
@@ -22,6 +23,14 @@ LLAMA_70B = REAL["Llama-3.1-8B"][1] | {
     "num_hidden_layers": 80,
     "num_attention_heads": 64,
 }
+LLAMA_2_13B = LLAMA_2_7B | {
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+}
+MORE = ("Llama-3.1-8B", "Mixtral-8x7B")
 CELL = {"model": "llama-2-7b", "compression": "gptq-w4", "method": "aird"}
 OF_RULE = {
     "fetch_judge": {"judge": "wildguard"},
@@ -160,6 +169,16 @@ def test_weights_fit_on_the_gpus_asked_for(study: Study, config: dict[str, Any])
         assert size_of(config).loaded_bytes("float16") < 0.9 * memory * 1e9 * found.gpu
         assert found.gpu & (found.gpu - 1) == 0  # tensor parallelism wants a power of two
     assert asked(study, config, "generate", gpu_memory_gb=24.0).gpu > found.gpu
+
+
+@pytest.mark.parametrize("memory", [16, 24, 40, 48, 80, 141])
+@pytest.mark.parametrize("config", [LLAMA_2_7B, LLAMA_2_13B, *(REAL[n][1] for n in MORE), LLAMA_70B])
+def test_a_model_is_spread_over_the_gpus_that_its_jobs_ask_for(
+    study: Study, config: dict[str, Any], memory: int
+) -> None:
+    gpus = asked(study, config, "generate", gpu_memory_gb=float(memory)).gpu
+    free = [int(0.97 * memory * 1e9)] * gpus
+    assert (placement(size_of(config).loaded_bytes(), free, given=gpus) == "auto") == (gpus > 1)
 
 
 def test_the_sites_type_of_gpu_is_asked_for(study: Study) -> None:
