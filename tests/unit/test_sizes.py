@@ -13,7 +13,7 @@ from holdfast.cluster.families import FAMILIES
 from holdfast.cluster.sizes import guessed, size_of
 from holdfast.errors import HoldfastError
 from holdfast.model_folders import headers, read_config
-from real_configs import LLAMA_2_7B, REAL
+from real_configs import FLAT, LLAMA_2_7B, REAL
 from tiny import tiny_llama, tiny_llava
 
 # Options beside families.SIZES that every tiny config needs or that change what is counted.
@@ -156,9 +156,20 @@ def test_vision_towers_and_projectors_count(family: str) -> None:
 
 
 def test_a_vision_tower_that_is_not_known_is_overestimated() -> None:
-    config = {"text_config": LLAMA_2_7B, "vision_config": {"model_type": "new_tower"}}
+    language = size_of(LLAMA_2_7B)
+    tower = {"vision_config": {"model_type": "new_tower"}}
+    for config in ({"text_config": LLAMA_2_7B} | tower, LLAMA_2_7B | tower):
+        size = size_of(config)
+        assert (size.exact, size.parameters - language.parameters) == (False, 1_000_000_000)
+        assert size.active - language.active == 1_000_000_000
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_the_vision_tower_of_a_flat_config_counts(name: str) -> None:
+    billions, config = FLAT[name]
     size = size_of(config)
-    assert (size.exact, size.parameters - size_of(LLAMA_2_7B).parameters) == (False, 1_000_000_000)
+    assert not size.exact
+    assert billions < size.parameters / 1e9 < 1.25 * billions
 
 
 @pytest.mark.parametrize(

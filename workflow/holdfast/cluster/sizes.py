@@ -91,16 +91,18 @@ def _size_of(config: Mapping[str, Any], where: str) -> Size:
     dtype = dtype_of(config) or (dtype_of(text) if text else None) or "float32"
     quantized = config.get("quantization_config") or (text or {}).get("quantization_config")
     bits = stored_bits(quantized) if isinstance(quantized, dict) else None
-    if text is None:
-        return replace(language, bits=bits, dtype=dtype)
     # A tied head may be said of the whole model only.
-    if config.get("tie_word_embeddings") is True and "tie_word_embeddings" not in text:
+    if text is not None and config.get("tie_word_embeddings") is True and "tie_word_embeddings" not in text:
         language = decoder({**text, "tie_word_embeddings": True}, where)
-    seen = vision(config, language.hidden)
-    if seen is None:
-        return replace(language, other=language.other + UNKNOWN_VISION, bits=bits, exact=False, dtype=dtype)
+    known = vision(config, language.hidden)  # of flat configs too, as Qwen-VL's on the Hub are
+    seen = UNKNOWN_VISION if known is None else known
     return replace(
-        language, other=language.other + seen, active=language.active + seen, bits=bits, dtype=dtype
+        language,
+        other=language.other + seen,
+        active=language.active + seen,
+        bits=bits,
+        dtype=dtype,
+        exact=language.exact and known is not None,
     )
 
 
