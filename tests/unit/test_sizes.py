@@ -10,9 +10,10 @@ import torch
 import transformers
 from families import SIZES
 from holdfast.cluster.families import FAMILIES
-from holdfast.cluster.sizes import guessed, size_of
+from holdfast.cluster.sizes import PICTURE, guessed, size_of
 from holdfast.errors import HoldfastError
 from holdfast.model_folders import headers, read_config
+from holdfast.pairs.drawing import SIDE
 from real_configs import FLAT, LLAMA_2_7B, REAL
 from tiny import tiny_llama, tiny_llava
 
@@ -170,6 +171,32 @@ def test_the_vision_tower_of_a_flat_config_counts(name: str) -> None:
     size = size_of(config)
     assert not size.exact
     assert billions < size.parameters / 1e9 < 1.25 * billions
+
+
+LLAVA = REAL["llava-1.5-7b"][1]
+QWEN_2_5_VL = FLAT["Qwen2.5-VL-7B"][1]
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [
+        (LLAVA, 24 * 24),
+        (LLAVA | {"model_type": "llava_next"}, 5 * 24 * 24),
+        (LLAVA | {"model_type": "gemma3", "mm_tokens_per_image": 256}, 256),
+        (QWEN_2_5_VL, 18 * 18),
+        (FLAT["Qwen2-VL-2B"][1], 18 * 18),
+        (QWEN_2_5_VL | {"vision_config": {"patch_size": 16, "spatial_merge_size": 2}}, 16 * 16),
+        (LLAVA | {"vision_config": {"model_type": "new", "image_size": [448, 448], "patch_size": 14}}, 1024),
+        (LLAVA | {"vision_config": {"model_type": "new", "image_size": 8, "patch_size": 14}}, 1024),
+        (LLAMA_2_7B, 1024),
+    ],
+)
+def test_an_image_takes_the_tokens_of_its_tower(config: dict[str, Any], tokens: int) -> None:
+    assert size_of(config).image_tokens == tokens
+
+
+def test_pictures_are_as_large_as_they_are_drawn() -> None:
+    assert PICTURE == SIDE
 
 
 @pytest.mark.parametrize(
