@@ -234,11 +234,10 @@ def graphics_memory(work: Work, size: Size, dtype: str | None, rows: float = BAT
     answers; with gradients the activations of every layer. float16 is trained in float32."""
     each = BYTES.get(dtype or size.dtype, 4)
     if work.training:
-        weights = size.parameters * (4 if (dtype or size.dtype) == "float16" else each)
+        each = FULL_PRECISION if (dtype or size.dtype) == "float16" else each
         rows = 8  # conversations of a step
-        return weights + rows * work.context * (
-            size.layers * size.hidden * WIDE * each + size.vocabulary * 12
-        )
+        a_token = size.layers * size.hidden * WIDE * each + size.vocabulary * 12
+        return size.parameters * each + rows * work.context * a_token
     tokens = rows * work.context if work.answers else max(work.context, BATCH * 48)
     cache = tokens * size.kv_per_token * each
     spread = BATCH * work.context * size.hidden * WIDE * each + BATCH * size.vocabulary * 8
