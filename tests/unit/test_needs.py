@@ -1,5 +1,6 @@
 """What jobs ask for: GPUs, memory, time, disk and threads, from the sizes of their models."""
 
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,11 @@ def test_threads_are_asked_for_on_other_machines_only(study: Study) -> None:
     assert asked(study, LLAMA_70B, "generate", **elsewhere).threads == 16
     assert asked(study, LLAMA_2_7B, "generate", gpu_memory_gb=0.0, **elsewhere).threads == 13
     assert asked(study, CONFIG, "generate", **elsewhere).threads == 1
+    # Rates are of one thread; so many count as half as many.
+    alone, shared = (asked(study, LLAMA_2_7B, "generate", gpu_memory_gb=0.0, **o) for o in ({}, elsewhere))
+    assert shared.runtime == ceil(alone.runtime / (13 / 2))
+    seconds = shipped().seconds(COUNTERS["generate"](study, CELL, size_of(LLAMA_2_7B)), size_of(LLAMA_2_7B))
+    assert alone.runtime == ceil(3 * seconds / 60) + 15
 
 
 def test_longer_answers_ask_for_more(study: Study) -> None:

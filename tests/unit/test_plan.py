@@ -243,6 +243,8 @@ def test_hours_are_gpu_hours_where_gpus_are_asked_for(tmp_path: Path) -> None:
     assert found.path == ["compress", "edit", "ability"]
     seconds = 3600 * sum(stage.gpu_hours for stage in found.stages if stage.name != "generate")
     assert found.path_seconds == pytest.approx(seconds)
+    written = 16_060 + 16_060 / 8 + 10 + 10  # the checkpoint, shards of a few layers, answers, scores
+    assert found.total("disk_mb") == pytest.approx(written, abs=2)
     large = planned(study, CHAIN, Requests(study, Known(size_of(REAL["Mixtral-8x7B"][1]))))
     assert large.total("gpu_hours") > 2 * found.total("gpu_hours")
 

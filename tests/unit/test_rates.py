@@ -56,3 +56,48 @@ def test_a_backend_that_starts_slowly_does_so_once_a_job() -> None:
     seconds = [shipped().seconds(Work("generate", tokens, method="vllm"), size) for tokens in (0.0, 1000.0)]
     assert seconds[0] == shipped().start + own.start
     assert seconds[1] - seconds[0] == pytest.approx(size.active / 1e9 * own.tokens)
+
+
+BILLIONS, ACTIVE = size_of(LLAMA_2_7B).parameters / 1e9, size_of(LLAMA_2_7B).active / 1e9
+
+
+@pytest.mark.parametrize(
+    ("work", "seconds"),
+    [
+        (Work("activations"), 60 + 2 * BILLIONS),
+        (Work("transfer", loads=2), 60 + 4 * BILLIONS),
+        (Work("activations", 1e6), 60 + 2 * BILLIONS + 2 * ACTIVE * 10),
+        (Work("compress", method="rtn"), 60 + (2 + 8) * BILLIONS),
+        (Work("compress", method="awq"), 60 + (2 + 200) * BILLIONS),
+        (Work("generate", answers=130, new_tokens=100), 60 + 2 * BILLIONS + 3 * 100 * 0.032),
+        (
+            Work("generate", answers=800, new_tokens=100, method="vllm"),
+            60 + 2 * BILLIONS + 60 + 80_000 * ACTIVE / 40_000,
+        ),
+    ],
+)
+def test_seconds_on_a_gpu_are_loading_passes_answers_and_what_a_compression_does(
+    work: Work, seconds: float
+) -> None:
+    """At 1 GB/s, 100 TFLOP/s and 1 ms a layer of a decoding step for 64 answers."""
+    assert shipped().seconds(work, size_of(LLAMA_2_7B), gpus=1) == pytest.approx(seconds)
+
+
+def test_a_decoding_step_of_a_wide_model_reads_its_weights() -> None:
+    wide = size_of(CONFIG | {"hidden_size": 16384, "intermediate_size": 65536})
+    with_answers, without = (
+        shipped().seconds(Work("generate", answers=n, new_tokens=10), wide, gpus=1) for n in (64, 0)
+    )
+    assert with_answers - without == pytest.approx(10 * 2 * wide.active / 1e12)
+
+
+def test_seconds_on_a_cpu_are_a_start_for_each_model_and_the_rates() -> None:
+    size, known = size_of(LLAMA_2_7B), shipped()
+    rtn, generate = known.stages["rtn"].weights, known.stages["generate"].tokens
+    for work, seconds in (
+        (Work("compress", method="rtn"), 8 + BILLIONS * rtn),
+        (Work("generate", 3000.0), 8 + ACTIVE * 3 * generate),
+        (Work("judge_by_model", 3000.0, loads=2), 16 + ACTIVE * 3 * generate),  # which nobody measured
+        (Work("instruct", loads=0), 8),
+    ):
+        assert known.seconds(work, size) == pytest.approx(seconds)

@@ -130,6 +130,13 @@ def test_the_parts_of_mixtral() -> None:
     assert size.kv_per_token == 2 * 32 * 8 * 128
 
 
+def test_the_cache_of_a_latent_is_kept_expanded() -> None:
+    config = transformers.DeepseekV2Config(**WIDE)
+    each = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
+    heads = config.num_hidden_layers * config.num_attention_heads
+    assert size_of(config.to_dict()).kv_per_token == heads * each
+
+
 @pytest.mark.parametrize("made", [tiny_llama, tiny_llava])
 def test_a_folders_config_gives_the_weights_in_its_files(made: Any, tmp_path: Path) -> None:
     folder = made(tmp_path / "model")
