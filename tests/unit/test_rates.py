@@ -99,5 +99,6 @@ def test_seconds_on_a_cpu_are_a_start_for_each_model_and_the_rates() -> None:
         (Work("generate", 3000.0), 8 + ACTIVE * 3 * generate),
         (Work("judge_by_model", 3000.0, loads=2), 16 + ACTIVE * 3 * generate),  # which nobody measured
         (Work("instruct", loads=0), 8),
+        (Work("compress", loads=0, method="published"), 8),  # its weights are linked
     ):
         assert known.seconds(work, size) == pytest.approx(seconds)
