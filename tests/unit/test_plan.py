@@ -184,7 +184,8 @@ def test_a_dry_run_with_the_profile_shows_what_its_site_gives(finished: Workflow
     shown = run.stdout + run.stderr
     assert run.returncode == 0, shown
     assert "gpu=4, gpu_model=a100" in shown
-    assert shown.count("asks for 4 GPUs on one node, where the site file's partitions have 2; the Slurm") == 1
+    said = "asks for 4 GPUs of type a100 on one node, where the site file's partitions have 2; the Slurm"
+    assert shown.count(said) == 1
 
 
 def test_a_download_takes_the_room_of_its_model() -> None:
