@@ -105,3 +105,55 @@ REAL: dict[str, tuple[float, dict[str, Any]]] = {
         },
     ),
 }
+# Qwen-VL's configs on the Hub are flat: what is of the language model stands beside the vision tower's section.
+_QWEN_2_5_VL: dict[str, Any] = {
+    "model_type": "qwen2_5_vl",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vision_config": {
+        "model_type": "qwen2_5_vl",
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "out_hidden_size": 3584,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+    },
+}
+FLAT: dict[str, tuple[float, dict[str, Any]]] = {
+    "Qwen2.5-VL-7B": (8.292, _QWEN_2_5_VL),
+    "Qwen2.5-VL-3B": (
+        3.755,
+        _QWEN_2_5_VL
+        | {
+            "hidden_size": 2048,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "vocab_size": 151936,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "Qwen2-VL-2B": (
+        2.209,
+        {
+            "model_type": "qwen2_vl",
+            "hidden_size": 1536,
+            "intermediate_size": 8960,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 2,
+            "vocab_size": 151936,
+            "tie_word_embeddings": True,
+            "torch_dtype": "bfloat16",
+            "vision_config": {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "patch_size": 14},
+        },
+    ),
+}

@@ -1,72 +1,153 @@
-"""Passes that meet the end of the GPU's memory: the same numbers, in smaller batches."""
+"""Memory of GPUs, main memory and disk that jobs ask for, counted by hand for Llama 2 7B in float16."""
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import torch
-from holdfast.architectures import decoder_layers
-from holdfast.checkpoints import load_model, load_tokenizer
-from holdfast.errors import HoldfastError
-from holdfast.methods.edit_candidates import matrix_inputs
-from holdfast.refusal.activations import block_inputs
-from holdfast.refusal.scores import RefusalScore, first_answer_token, learn_openings
-from planted import SETTINGS
-from tiny import TEXTS, tiny_llama
+from asked import CELL, OF_RULE, REFUSAL, asked
+from holdfast.cluster.needs import graphics_memory, main_memory
+from holdfast.cluster.sizes import Size, size_of
+from holdfast.cluster.work import COUNTERS, Work
+from holdfast.config import Study, load_study
+from holdfast.config.backend import answered_by
+from holdfast.config.compressions import Quantize
+from real_configs import LLAMA_2_7B, REAL
 
-Pass = Callable[[Any, Any, list[str]], torch.Tensor]
-
-
-def activations(model: Any, tokenizer: Any, texts: list[str]) -> torch.Tensor:
-    return block_inputs(model, tokenizer, texts, SETTINGS)
-
-
-def refusal_scores(model: Any, tokenizer: Any, texts: list[str]) -> torch.Tensor:
-    return RefusalScore(tokenizer, SETTINGS, learn_openings([], tokenizer), "phrases")(model, texts)
-
-
-def first_tokens(model: Any, tokenizer: Any, texts: list[str]) -> torch.Tensor:
-    return first_answer_token(model, tokenizer, texts, SETTINGS)
+WIDTH, LAYERS, VOCABULARY = 4096, 32, 32000
+LINEARS = LAYERS * (4 * WIDTH**2 + 3 * WIDTH * 11008)
+REST = 2 * VOCABULARY * WIDTH + 65 * WIDTH  # embeddings, head, norms
+WEIGHTS = 2 * (LINEARS + REST)  # bytes
+CACHE = 2 * 2 * LAYERS * WIDTH  # bytes of keys and values a token
+SPREAD = 2 * 24 * WIDTH  # bytes of a layer's activations a token
+LOGITS = 16 * VOCABULARY * 8
+EMBEDDING = 2 * VOCABULARY * WIDTH * 4  # with the head, in float32
+GB = 1e9
+ANSWERED = 48 + 512  # tokens of a prompt and its answer
 
 
-def inputs_of_matrices(model: Any, tokenizer: Any, texts: list[str]) -> torch.Tensor:
-    keys = [(layer, name) for layer in (0, 3) for name in ("o_proj", "down_proj")]
-    found = matrix_inputs(model, tokenizer, texts, SETTINGS, keys)
-    # By length, not in the order of the prompts, and so the same in smaller batches.
-    return torch.cat([found[key].flatten() for key in keys])
+def working(tokens: int, cached: int) -> float:
+    """Bytes beside the weights: the cache of so many tokens, and 16 sequences of ``tokens`` going through."""
+    return cached * CACHE + 16 * tokens * SPREAD + LOGITS
+
+
+ANSWERING = working(ANSWERED, 16 * ANSWERED)
+CALIBRATING = working(2048, 2048) + WEIGHTS / 8
+PASSING = working(48, 16 * 48)
+TRAINING = WEIGHTS + 8 * ANSWERED * (
+    LAYERS * 2 * SPREAD + 12 * VOCABULARY
+)  # beside float16: all is in float32
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    folder = tiny_llama(tmp_path_factory.mktemp("model") / "tiny", layers=4)
-    return load_model(folder), load_tokenizer(folder)
+def study() -> Study:
+    return load_study(REFUSAL)
 
 
-@pytest.fixture
-def room(loaded: tuple[Any, Any]) -> Iterator[dict[str, int]]:
-    """Rows that fit; of more, the pass ends in its third block, when the hooks before it have run."""
-    left = {"rows": 1000, "failed": 0}
-
-    def full(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if len(args[0] if args else kwargs["hidden_states"]) > left["rows"]:
-            left["failed"] += 1
-            raise torch.cuda.OutOfMemoryError
-
-    handle = decoder_layers(loaded[0])[2].register_forward_pre_hook(full, with_kwargs=True)
-    yield left
-    handle.remove()
+@pytest.fixture(scope="module")
+def size() -> Size:
+    return size_of(LLAMA_2_7B)
 
 
-@pytest.mark.parametrize("run", [activations, refusal_scores, first_tokens, inputs_of_matrices])
-def test_batches_are_halved_when_memory_runs_out(
-    loaded: tuple[Any, Any], room: dict[str, int], run: Pass
+@pytest.mark.parametrize(
+    ("stage", "names", "beside"),
+    [
+        ("generate", {}, ANSWERING),
+        ("activations", {}, PASSING),
+        ("compress", {}, CALIBRATING),
+        ("compress", {"compression": "rtn-w4"}, PASSING),
+        ("tune", {}, TRAINING),
+    ],
+)
+def test_memory_beside_the_weights(
+    stage: str, names: dict[str, str], beside: float, study: Study, size: Size
 ) -> None:
-    texts = [text[:cut] for cut in (12, 20, 31) for text in TEXTS]
-    whole = run(*loaded, texts)
-    assert whole.abs().max() > 0
-    room["rows"] = 5
-    torch.testing.assert_close(run(*loaded, texts), whole, atol=1e-4, rtol=1e-4)
-    assert room["failed"]
-    room["rows"] = 0
-    with pytest.raises(HoldfastError, match="one prompt does not fit in memory"):
-        run(*loaded, texts)
+    names = OF_RULE.get(stage, CELL) | names
+    work = COUNTERS[stage](study, names, size)
+    assert graphics_memory(work, size, "float16") == WEIGHTS + beside
+    copies = {"compress": 2.5, "tune": 2.0}.get(stage, 1.5)
+    without_gpu = asked(study, LLAMA_2_7B, stage, names=names, gpu_memory_gb=0.0)
+    assert without_gpu.mem_mb == pytest.approx((2 * GB + copies * WEIGHTS + beside) / 1e6, abs=1)
+
+
+def test_bfloat16_is_trained_as_it_is(study: Study, size: Size) -> None:
+    work = COUNTERS["tune"](study, OF_RULE["tune"], size)
+    assert 2 * graphics_memory(work, size, "bfloat16") == pytest.approx(
+        graphics_memory(work, size, "float16"), rel=0.05
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "megabytes"),
+    [
+        ("generate", 8 * GB + 1.25 * WEIGHTS),
+        ("compress", 8 * GB + 2 * WEIGHTS),
+        ("edit", 8 * GB + 2 * WEIGHTS),
+        ("tune", 8 * GB + 1.5 * WEIGHTS),
+        ("fetch", 2 * GB + 2 * EMBEDDING),
+        ("instruct", 2 * GB),
+    ],
+)
+def test_main_memory_beside_gpus(stage: str, megabytes: float, study: Study) -> None:
+    assert asked(study, LLAMA_2_7B, stage).mem_mb == pytest.approx(megabytes / 1e6, abs=1)
+
+
+def test_a_checkpoint_that_is_made_is_made_in_float32(size: Size) -> None:
+    made = main_memory(Work("fetch", method="made"), size, "float16", 0)
+    assert made == 2 * GB + 2.5 * 4 * (LINEARS + REST)
+
+
+def test_vllm_has_room_for_256_answers_on_a_cpu(study: Study) -> None:
+    by_vllm = answered_by(study, "vllm")
+    for attack, rows in (("opening", 100), ("drawn", 256)):
+        found = asked(by_vllm, LLAMA_2_7B, "attack", names={"attack": attack}, gpu_memory_gb=0.0)
+        needed = 4 * GB + 1.5 * WEIGHTS + working(ANSWERED, rows * ANSWERED)
+        assert found.mem_mb == pytest.approx(needed / 1e6, abs=1)
+
+
+def stored(bits: float) -> float:
+    return 2 * REST + LINEARS * bits / 8
+
+
+@pytest.mark.parametrize(
+    ("compression", "bits"),
+    [
+        ("wanda-50", 16),
+        ("gptq-w4", 4 + 32 / 128),
+        ("smoothquant-w8a8", 8),
+        ("fp8", 8),
+        ("int8", 8),
+        ("nf4", 4.5),
+    ],
+)
+def test_compressed_checkpoints_on_disk(compression: str, bits: float, study: Study) -> None:
+    found = asked(study, LLAMA_2_7B, "compress", names={"compression": compression})
+    assert found.disk_mb == pytest.approx(stored(bits) / 1e6, abs=1)
+
+
+@pytest.mark.parametrize(("bits", "in_bits"), [(2, 4), (3, 4), (4, 4), (5, 8), (8, 8)])
+def test_bits_that_no_number_has_are_stored_in_the_next_larger(bits: int, in_bits: int, study: Study) -> None:
+    section = Quantize(quantize="rtn", bits=bits, group_size=64)
+    changed = study.model_copy(update={"compressions": {**study.compressions, "own": section}})
+    found = asked(changed, LLAMA_2_7B, "compress", names={"compression": "own"})
+    assert found.disk_mb == pytest.approx(stored(in_bits + 32 / 64) / 1e6, abs=1)
+
+
+MIXTRAL = 2 * size_of(REAL["Mixtral-8x7B"][1]).parameters
+
+
+@pytest.mark.parametrize(
+    ("stage", "config", "compression", "written"),
+    [
+        ("fetch", LLAMA_2_7B, "gptq-w4", WEIGHTS),
+        ("tune", LLAMA_2_7B, "gptq-w4", WEIGHTS),  # what is tuned is stored dense
+        ("edit", LLAMA_2_7B, "gptq-w4", 2 * 500e6),  # two shards, or an eighth of all
+        ("edit", REAL["Mixtral-8x7B"][1], "wanda-50", MIXTRAL / 8),
+        ("edit", LLAMA_2_7B | {"num_hidden_layers": 1}, "wanda-50", 2 * (LINEARS / 32 + REST - 62 * WIDTH)),
+        ("activations", LLAMA_2_7B, "gptq-w4", 2 * 128 * 6 * LAYERS * WIDTH * 4),
+        ("generate", LLAMA_2_7B, "gptq-w4", 10e6),
+    ],
+)
+def test_disk_that_stages_fill(
+    stage: str, config: dict[str, Any], compression: str, written: float, study: Study
+) -> None:
+    names = OF_RULE.get(stage, CELL) | {"compression": compression}
+    assert asked(study, config, stage, names=names).disk_mb == pytest.approx(written / 1e6, abs=1)

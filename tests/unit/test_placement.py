@@ -17,11 +17,34 @@ def test_a_model_that_fits_stays_on_one_gpu() -> None:
     assert placement(16 * 10**9, [12 * 10**9]) == "auto"
 
 
-@pytest.mark.parametrize(("free", "device_map"), [(10**9, {"": 0}), (10**4, "auto")])
-def test_loading_looks_at_the_gpus_that_are_visible(
-    free: int, device_map: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_gpus_that_were_asked_for_are_used() -> None:
+    assert placement(16 * 10**9, [24 * 10**9] * 2, given=2) == "auto"
+    assert placement(16 * 10**9, [24 * 10**9] * 2, given=1) == {"": 0}
+    assert placement(16 * 10**9, [24 * 10**9], given=2) == {"": 0}
+
+
+@pytest.mark.parametrize(
+    ("free", "slurms", "device_map"),
+    [
+        (10**9, {}, {"": 0}),
+        (10**4, {}, "auto"),
+        (10**9, {"SLURM_STEP_GPUS": "0"}, {"": 0}),
+        (10**9, {"SLURM_STEP_GPUS": "2,3"}, "auto"),
+        (10**9, {"SLURM_JOB_GPUS": "2,3"}, "auto"),
+    ],
+)
+def test_loading_looks_at_the_gpus_that_are_visible_and_at_those_that_slurm_gave(
+    free: int,
+    slurms: dict[str, str],
+    device_map: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What loading asks of transformers, on a machine that claims two GPUs with so much free memory each."""
+    for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, gpus in slurms.items():
+        monkeypatch.setenv(name, gpus)
     asked: dict[str, Any] = {}
     plain = LlamaForCausalLM.from_pretrained.__func__
 

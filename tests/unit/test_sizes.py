@@ -10,10 +10,11 @@ import torch
 import transformers
 from families import SIZES
 from holdfast.cluster.families import FAMILIES
-from holdfast.cluster.sizes import guessed, size_of
+from holdfast.cluster.sizes import PICTURE, guessed, size_of
 from holdfast.errors import HoldfastError
 from holdfast.model_folders import headers, read_config
-from real_configs import LLAMA_2_7B, REAL
+from holdfast.pairs.drawing import SIDE
+from real_configs import FLAT, LLAMA_2_7B, REAL
 from tiny import tiny_llama, tiny_llava
 
 # Options beside families.SIZES that every tiny config needs or that change what is counted.
@@ -129,6 +130,13 @@ def test_the_parts_of_mixtral() -> None:
     assert size.kv_per_token == 2 * 32 * 8 * 128
 
 
+def test_the_cache_of_a_latent_is_kept_expanded() -> None:
+    config = transformers.DeepseekV2Config(**WIDE)
+    each = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
+    heads = config.num_hidden_layers * config.num_attention_heads
+    assert size_of(config.to_dict()).kv_per_token == heads * each
+
+
 @pytest.mark.parametrize("made", [tiny_llama, tiny_llava])
 def test_a_folders_config_gives_the_weights_in_its_files(made: Any, tmp_path: Path) -> None:
     folder = made(tmp_path / "model")
@@ -156,9 +164,46 @@ def test_vision_towers_and_projectors_count(family: str) -> None:
 
 
 def test_a_vision_tower_that_is_not_known_is_overestimated() -> None:
-    config = {"text_config": LLAMA_2_7B, "vision_config": {"model_type": "new_tower"}}
+    language = size_of(LLAMA_2_7B)
+    tower = {"vision_config": {"model_type": "new_tower"}}
+    for config in ({"text_config": LLAMA_2_7B} | tower, LLAMA_2_7B | tower):
+        size = size_of(config)
+        assert (size.exact, size.parameters - language.parameters) == (False, 1_000_000_000)
+        assert size.active - language.active == 1_000_000_000
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_the_vision_tower_of_a_flat_config_counts(name: str) -> None:
+    billions, config = FLAT[name]
     size = size_of(config)
-    assert (size.exact, size.parameters - size_of(LLAMA_2_7B).parameters) == (False, 1_000_000_000)
+    assert not size.exact
+    assert billions < size.parameters / 1e9 < 1.25 * billions
+
+
+LLAVA = REAL["llava-1.5-7b"][1]
+QWEN_2_5_VL = FLAT["Qwen2.5-VL-7B"][1]
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [
+        (LLAVA, 24 * 24),
+        (LLAVA | {"model_type": "llava_next"}, 5 * 24 * 24),
+        (LLAVA | {"model_type": "gemma3", "mm_tokens_per_image": 256}, 256),
+        (QWEN_2_5_VL, 18 * 18),
+        (FLAT["Qwen2-VL-2B"][1], 18 * 18),
+        (QWEN_2_5_VL | {"vision_config": {"patch_size": 16, "spatial_merge_size": 2}}, 16 * 16),
+        (LLAVA | {"vision_config": {"model_type": "new", "image_size": [448, 448], "patch_size": 14}}, 1024),
+        (LLAVA | {"vision_config": {"model_type": "new", "image_size": 8, "patch_size": 14}}, 1024),
+        (LLAMA_2_7B, 1024),
+    ],
+)
+def test_an_image_takes_the_tokens_of_its_tower(config: dict[str, Any], tokens: int) -> None:
+    assert size_of(config).image_tokens == tokens
+
+
+def test_pictures_are_as_large_as_they_are_drawn() -> None:
+    assert PICTURE == SIDE
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,8 @@ class _Dequantized:
 def _loaded(model_class: Any, source: Path | None, folder: Path, **options: Any) -> PreTrainedModel:
     if torch.cuda.is_available():
         free = [torch.cuda.mem_get_info(device)[0] for device in range(torch.cuda.device_count())]
-        options["device_map"] = placement(weight_bytes(folder, options.get("dtype")), free)
+        weights = weight_bytes(folder, options.get("dtype"))
+        options["device_map"] = placement(weights, free, len(_slurms_gpus()))
     try:
         model, info = model_class.from_pretrained(source, output_loading_info=True, **options)
     except LOADING_ERRORS as error:
@@ -196,9 +197,15 @@ def _loaded(model_class: Any, source: Path | None, folder: Path, **options: Any)
     return model.eval().requires_grad_(False)
 
 
+def _slurms_gpus() -> list[str]:
+    """The numbers of the GPUs that Slurm gave this job; none outside Slurm."""
+    given = os.environ.get("SLURM_STEP_GPUS") or os.environ.get("SLURM_JOB_GPUS")
+    return given.split(",") if given else []
+
+
 def _warn_of_unseen_gpus() -> None:
-    if (given := os.environ.get("SLURM_STEP_GPUS")) and not torch.cuda.is_available():
-        unseen = f"Slurm gave this job GPUs ({given}), and torch sees none: it runs on the CPU"
+    if (given := _slurms_gpus()) and not torch.cuda.is_available():
+        unseen = f"Slurm gave this job GPUs ({','.join(given)}), and torch sees none: it runs on the CPU"
         print(f"warning: {unseen} (holdfast doctor --try-job)", file=sys.stderr)
 
 
@@ -212,15 +219,19 @@ def weight_bytes(folder: Path, dtype: torch.dtype | str | None = None) -> int:
         return sum(stored.bytes for stored in headers(folder).values())
 
 
-def placement(weights: int, free: Sequence[int]) -> str | dict[str, int]:
-    """transformers' ``device_map``: one GPU where the weights leave room on it, all visible ones (and then main memory)
-    where they do not. "auto" alone would spread a small model over all GPUs, which only costs time.
+def placement(weights: int, free: Sequence[int], given: int = 0) -> str | dict[str, int]:
+    """transformers' ``device_map``: all visible GPUs (in equal shares, and then main memory) where the job was given
+    several, or where the weights leave no room on one; else that one. A job asks for several because weights, cache and
+    activations together need them (``cluster.needs``). Spread over GPUs that merely happen to be there, a small model
+    would only lose time.
 
     Args:
         weights: bytes.
         free: bytes of free memory of every visible GPU.
+        given: how many GPUs a scheduler gave the job; 0 on a machine used by hand.
     """
-    return {"": 0} if weights <= FILLED * free[0] else "auto"
+    fits = weights <= FILLED * free[0]
+    return {"": 0} if fits and min(given, len(free)) <= 1 else "auto"
 
 
 def _refuse_damaged(model: PreTrainedModel, folder: Path) -> None:

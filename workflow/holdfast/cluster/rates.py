@@ -66,8 +66,11 @@ class Rates:
     graphics: Graphics
 
     def of(self, work: Work) -> Rate:
-        """Of its method or stage; a stage that nobody measured is as slow as generating."""
-        return self.stages.get(work.method) or self.stages.get(work.stage) or self.stages["generate"]
+        """Of its method or stage. Of those that nobody measured, a compression without calibration is as slow as
+        rounding to nearest, anything else as generating."""
+        measured = self.stages.get(work.method) or self.stages.get(work.stage)
+        goes_by_weights = work.stage == "compress" and work.loads and not work.tokens
+        return measured or self.stages["rtn" if goes_by_weights else "generate"]
 
     def seconds(self, work: Work, size: Size, gpus: int = 0) -> float:
         """Of one job that runs a model."""
@@ -97,7 +100,8 @@ class Rates:
 
 def fitted(done: Iterable[tuple[Work, Size, float]], start: float) -> dict[str, Rate]:
     """Rates from jobs on one thread and the seconds each took, by stage or method: all seconds but the start, over all
-    work of a kind. Work without tokens goes by the weights alone.
+    work of a kind. Work without tokens goes by the weights alone. A kind whose jobs took no longer than their start has
+    no rate: 0 would say that the largest model takes no time either.
     """
     spent: dict[tuple[str, bool], list[float]] = {}
     for work, size, seconds in done:
@@ -108,7 +112,8 @@ def fitted(done: Iterable[tuple[Work, Size, float]], start: float) -> dict[str, 
         totals[2] += 1
     found = {}
     for (name, by_tokens), (seconds, units, jobs) in sorted(spent.items()):
-        rate = float(f"{seconds / units:.3g}")
+        if not (rate := float(f"{seconds / units:.3g}")):
+            continue
         found[name] = Rate(jobs=int(jobs), **{"tokens" if by_tokens else "weights": rate})
     return found
 

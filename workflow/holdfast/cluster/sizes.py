@@ -17,6 +17,9 @@ OVERESTIMATE = 1.1  # of the weights of a family that is not in families.FAMILIE
 UNKNOWN_VISION = (
     1_000_000_000  # weights of a vision tower whose config is not understood; most have 0.3 to 0.7 billion
 )
+PICTURE = 512  # pixels of a side of the pairs' pictures (pairs/drawing.py), which some towers take at their own size
+TILES = 5  # that LLaVA-NeXT makes of a picture at most: the whole, and four parts
+UNKNOWN_IMAGE = 1024  # tokens of an image where the config does not say; most take 256 to 576
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Size:
         active: weights that one token passes through (of the experts, those chosen), without the input embeddings.
         kv_per_token: numbers that the cache of keys and values keeps of one token.
         longest: positions that the config states, 0 where none.
+        image_tokens: that an image shown to the model takes of them.
         dtype: of the weights as the config states it.
         bits: bits of a weight of the decoder's linears as stored, scales included; None where they are not quantized.
         exact: False where it is an over-estimate or a rule of thumb.
@@ -46,6 +50,7 @@ class Size:
     vocabulary: int
     kv_per_token: int
     longest: int = 0
+    image_tokens: int = UNKNOWN_IMAGE
     dtype: str = "float32"
     bits: float | None = None
     exact: bool = True
@@ -91,16 +96,19 @@ def _size_of(config: Mapping[str, Any], where: str) -> Size:
     dtype = dtype_of(config) or (dtype_of(text) if text else None) or "float32"
     quantized = config.get("quantization_config") or (text or {}).get("quantization_config")
     bits = stored_bits(quantized) if isinstance(quantized, dict) else None
-    if text is None:
-        return replace(language, bits=bits, dtype=dtype)
     # A tied head may be said of the whole model only.
-    if config.get("tie_word_embeddings") is True and "tie_word_embeddings" not in text:
+    if text is not None and config.get("tie_word_embeddings") is True and "tie_word_embeddings" not in text:
         language = decoder({**text, "tie_word_embeddings": True}, where)
-    seen = vision(config, language.hidden)
-    if seen is None:
-        return replace(language, other=language.other + UNKNOWN_VISION, bits=bits, exact=False, dtype=dtype)
+    known = vision(config, language.hidden)  # of flat configs too, as Qwen-VL's on the Hub are
+    seen = UNKNOWN_VISION if known is None else known
     return replace(
-        language, other=language.other + seen, active=language.active + seen, bits=bits, dtype=dtype
+        language,
+        other=language.other + seen,
+        active=language.active + seen,
+        image_tokens=image_tokens(config),
+        bits=bits,
+        dtype=dtype,
+        exact=language.exact and known is not None,
     )
 
 
@@ -262,6 +270,22 @@ def vision(config: Mapping[str, Any], hidden: int) -> int | None:
     newline = hidden if config.get("model_type") == "llava_next" else 0
     biases = 2 * hidden if config.get("multimodal_projector_bias", True) else 0
     return int(weights + seen * hidden + hidden**2 + biases + newline)
+
+
+def image_tokens(config: Mapping[str, Any]) -> int:
+    """Tokens of the decoder that a picture of PICTURE × PICTURE pixels takes; UNKNOWN_IMAGE where the config does not
+    say, as those of towers unlike CLIP's, SigLIP's and Qwen's may not."""
+    tower, kind = config.get("vision_config"), str(config.get("model_type"))
+    if not isinstance(tower, dict):
+        return UNKNOWN_IMAGE
+    if type(stated := config.get("mm_tokens_per_image")) is int and stated > 0:
+        return stated
+    patch, side = tower.get("patch_size"), tower.get("image_size")
+    if type(patch) is int and ("spatial_merge_size" in tower or kind.startswith("qwen")):
+        patch, side = patch * tower.get("spatial_merge_size", 2), PICTURE
+    if type(patch) is not int or type(side) is not int or not 0 < patch <= side:
+        return UNKNOWN_IMAGE
+    return (side // patch) ** 2 * (TILES if kind == "llava_next" else 1)
 
 
 def block(wide: int, middle: int) -> int:

@@ -6,7 +6,7 @@ every prediction.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -15,7 +15,7 @@ from holdfast.config import DENSE, Study
 from holdfast.config.compressions import calibrated
 from holdfast.pairs.references import COUNTS as PAIRS
 
-PROMPT_TOKENS = 48  # of a chat prompt with its template
+PROMPT_TOKENS = 48  # of a chat prompt with its template, without images
 PROMPTS = 250  # of a set whose size the config does not say, as XSTest's safe prompts are
 VISUAL = 1000  # questions about images, likewise
 POSITIONS = 6  # post-instruction tokens of a chat template
@@ -27,6 +27,7 @@ TEXT_TOKENS = 340_000  # of a whole test set of WikiText-2 (Llama 2's tokenizer)
 # Per candidate of a sweep and prompt, per candidate of an edit search and prompt, per prompt and direction tried:
 # tokens through the model, as counted on the embedded model (benchmarks/RESULTS.md, the sweep and the edit search).
 SWEEP_TOKENS, SEARCH_TOKENS, FULL_TOKENS = 8, 8, PROMPT_TOKENS
+TEXT = ("text",)  # the modality without images
 VERIFIED = 5  # edits or strengths whose answers are verified
 # Questions, choices and tokens of a question with a choice, of the six tasks of study L and ours, from their data sets.
 TASKS = {
@@ -101,6 +102,12 @@ def _by_backend(
     """The same by the study's backend, where that is the one that answers."""
     method = "vllm" if study.evaluate.generate.backend == "vllm" else ""
     return _asked(stage, number, new_tokens, question, method)
+
+
+def _shown(work: Work, images: float, size: Size) -> Work:
+    """The same work with so many images shown, one in a prompt."""
+    context = work.context + size.image_tokens if images else work.context
+    return replace(work, tokens=work.tokens + images * size.image_tokens, context=context)
 
 
 def _train(study: Study) -> int:
@@ -222,8 +229,8 @@ def borderline(study: Study, names: Names, size: Size) -> Work:
 
 def image_use(study: Study, names: Names, size: Size) -> Work:
     """Four passes over every half with an image."""
-    tokens = 4 * _halves(study, but=("text",)) * PROMPT_TOKENS
-    return Work("direction", tokens, context=PROMPT_TOKENS)
+    passes = 4 * _halves(study, but=TEXT)
+    return _shown(Work("direction", passes * PROMPT_TOKENS), passes, size)
 
 
 def modalities(study: Study, names: Names, size: Size) -> Work:
@@ -231,27 +238,32 @@ def modalities(study: Study, names: Names, size: Size) -> Work:
     section = study.modalities
     if section is None:
         return Work("transfer")
-    learnt = 2 * len(PAIRS) * min(section.limit or PROMPTS, PROMPTS)
+    learnt = 2 * min(section.limit or PROMPTS, PROMPTS)  # of a modality
     tried = 3 + 2 * section.nulls  # nothing, the refusal direction, the modality's own, and the nulls
-    on = min(_halves(study), 2 * len(PAIRS) * (section.pairs or PROMPTS))
-    return Work("transfer", (learnt + tried * on) * FULL_TOKENS)
+    passes = len(PAIRS) * learnt + tried * _halves(study, most=section.pairs)
+    images = (len(PAIRS) - len(TEXT)) * learnt + tried * _halves(study, but=TEXT, most=section.pairs)
+    return _shown(Work("transfer", passes * FULL_TOKENS), images, size)
 
 
 def answer_pairs(study: Study, names: Names, size: Size) -> Work:
-    return _by_backend(study, "generate", _halves(study), study.evaluate.generate.max_new_tokens)
+    work = _by_backend(study, "generate", _halves(study), study.evaluate.generate.max_new_tokens)
+    return _shown(work, _halves(study, but=TEXT), size)
 
 
 def answer_visual(study: Study, names: Names, size: Size) -> Work:
     section = study.evaluate.visual
     number = (section.limit if section else None) or VISUAL
-    return _by_backend(study, "generate", number, study.evaluate.generate.max_new_tokens)
+    work = _by_backend(study, "generate", number, study.evaluate.generate.max_new_tokens)
+    return _shown(work, number, size)
 
 
-def _halves(study: Study, but: Sequence[str] = ()) -> int:
+def _halves(study: Study, but: Sequence[str] = (), most: int | None = None) -> int:
+    """Halves of the study's pairs, ``most`` pairs of a modality, without those of some modalities."""
     section = study.pairs
     if section is None:
         return 0
-    return 2 * sum(min(PAIRS[m], section.limit or PAIRS[m]) for m in section.modality if m not in but)
+    limits = [limit for limit in (section.limit, most) if limit is not None]
+    return 2 * sum(min(PAIRS[m], *limits) if limits else PAIRS[m] for m in section.modality if m not in but)
 
 
 def ability(study: Study, names: Names, size: Size) -> Work:
