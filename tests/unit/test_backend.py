@@ -59,7 +59,10 @@ def test_auto_takes_what_is_there_and_faster(
     study = load(asking("auto"))
     chosen = settled(study, Path("results"), environments)
     assert (chosen.backend, chosen.environment) == ("vllm", "vllm-cpu")
-    assert chosen.told() == "answers by vllm in .environments/vllm-cpu (auto: faster on text, on a CPU with AVX-512)"
+    assert (
+        chosen.told()
+        == "answers by vllm in .environments/vllm-cpu (auto: faster on text, on a CPU with AVX-512)"
+    )
     monkeypatch.setattr(backend, "has_avx512", lambda: False)
     chosen = settled(study, Path("results"), environments)
     assert chosen == Choice("transformers", None, "auto: faster than vLLM on text, on a CPU without AVX-512")
