@@ -110,7 +110,8 @@ def verified(file: Path, etag: str, source: str) -> dict[str, Any]:
     """
     content = file.resolve()
     found = sha256(content)
-    if etag not in (found, git_blob(content)):
+    # Weights are read once: their ETag is a SHA-256, and only small files' are Git's.
+    if etag != (found if len(etag) == len(found) else git_blob(content)):
         # A first link names the content by its ETag; it may lead on, into a store that several caches share.
         link = [file.parent / file.readlink()] if file.is_symlink() else []
         for path in (content, *link, file):

@@ -130,7 +130,7 @@ def read_yaml(path: Path, example: str = "config/demo.yaml") -> tuple[dict[str, 
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
-        found = [*given_twice(node, ()), *sixties(node, ())] if node else []
+        found = list(misread(node, ())) if node else []
         config = loader.construct_document(node) if node else None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -150,30 +150,20 @@ def read_yaml(path: Path, example: str = "config/demo.yaml") -> tuple[dict[str, 
     return config, found
 
 
-def given_twice(node: yaml.Node, where: Location) -> Iterator[Found]:
-    """Keys that stand twice in one mapping: YAML would silently keep the last."""
+def misread(node: yaml.Node, where: Location) -> Iterator[Found]:
+    """What YAML takes otherwise than it is written: of a key that stands twice in one mapping it keeps the last, and a
+    time without quotes (12:00:00) is a number to the base of sixty (43200)."""
     if isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
-            yield from given_twice(item, (*where, number))
-    if not isinstance(node, yaml.MappingNode):
-        return
-    lines: dict[str, int] = {}
-    for key, value in node.value:
-        name, line = str(key.value), key.start_mark.line + 1
-        if name in lines:
-            yield (*where, name), f"given twice (lines {lines[name]} and {line})", "keep one"
-        lines[name] = line
-        yield from given_twice(value, (*where, name))
-
-
-def sixties(node: yaml.Node, where: Location) -> Iterator[Found]:
-    """Times without quotes: YAML reads 12:00:00 as a number to the base of sixty, 43200."""
-    if isinstance(node, yaml.SequenceNode):
-        for number, item in enumerate(node.value):
-            yield from sixties(item, (*where, number))
+            yield from misread(item, (*where, number))
     elif isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
         for key, value in node.value:
-            yield from sixties(value, (*where, str(key.value)))
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                yield (*where, name), f"given twice (lines {lines[name]} and {line})", "keep one"
+            lines[name] = line
+            yield from misread(value, (*where, name))
     elif node.tag in NUMBERS and ":" in node.value:
         yield where, f"YAML reads {node.value} as a number to the base of 60", f'write "{node.value}"'
 

@@ -1,9 +1,9 @@
 """Edited cells beside their as-is cells and their random controls."""
 
-import math
 from dataclasses import dataclass
 
 from holdfast.config.cells import AS_IS
+from holdfast.report.measures.paired import weakest
 from holdfast.report.numbers import Numbers
 from holdfast.statistics import Rate, holm
 
@@ -86,7 +86,5 @@ def _rivals(numbers: Numbers) -> list[tuple[str, str]]:
 
 
 def _weakest(numbers: Numbers, compression: str, method: str) -> float:
-    """Against several controls the weakest comparison counts: the largest p; NaN without one or with one missing."""
     controls = numbers.controls(compression, method)
-    p = [numbers.get(compression, method, f"mcnemar_p[{r}]").value for r in controls]
-    return math.nan if any(map(math.isnan, p)) else max(p, default=math.nan)
+    return weakest([numbers.get(compression, method, f"mcnemar_p[{r}]") for r in controls]).value

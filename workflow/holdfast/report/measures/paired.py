@@ -3,7 +3,8 @@
 A small net change can hide many flips, so both are given.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import isnan
 from typing import Any
 
 from holdfast.report.measures.reading import NOTHING, point, share
@@ -27,6 +28,11 @@ def changed(before: Outcomes, after: Outcomes) -> Rate:
         return NOTHING
     lost, gained = sum(b and not a for b, a in both), sum(a and not b for b, a in both)
     return point(mcnemar_exact(gained, lost))._replace(n=len(both))
+
+
+def weakest(p: Sequence[Rate]) -> Rate:
+    """Against several controls the weakest comparison counts: the largest p; missing without one, and where one is."""
+    return max(p, key=lambda rate: rate.value) if p and not any(isnan(rate.value) for rate in p) else NOTHING
 
 
 def beside(name: str, before: Outcomes, after: Outcomes) -> dict[str, Rate]:

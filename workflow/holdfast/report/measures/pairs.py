@@ -12,7 +12,7 @@ from holdfast.config.cells import AS_IS, DENSE
 from holdfast.errors import HoldfastError
 from holdfast.pairs.joined import joined_pairs
 from holdfast.report.measures.methods import LOST
-from holdfast.report.measures.paired import BESIDE, beside, changed
+from holdfast.report.measures.paired import BESIDE, beside, changed, weakest
 from holdfast.report.measures.reading import (
     NOTHING,
     Verdicts,
@@ -138,14 +138,9 @@ def repaired(
         rates |= {
             f"pair_repair_recovered[{modality}]": _recovered(dense, before, after),
             f"pair_repair_p[{modality}]": p[0],
-            f"pair_repair_p_control[{modality}]": _weakest(p[1:]),
+            f"pair_repair_p_control[{modality}]": weakest(p[1:]),
         }
     return rates
-
-
-def _weakest(p: Sequence[Rate]) -> Rate:
-    """Of several controls the weakest comparison counts; missing without one, and where one has no answers."""
-    return max(p, key=lambda rate: rate.value) if p and all(rate.n for rate in p) else NOTHING
 
 
 def _recovered(dense: dict[Pair, bool], before: dict[Pair, bool], after: dict[Pair, bool]) -> Rate:
